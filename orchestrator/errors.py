@@ -1,0 +1,311 @@
+"""The exception tree: what went wrong, where, and what to do about it.
+
+Every error that this package raises on its own account is an `OrchestratorError`; misuse (a wrong
+argument, a blocking call on an event loop) raises `TypeError`, `ValueError` or `RuntimeError` instead.
+Whether a failed request may be tried again is not known here: `orchestrator.client.retry` decides that.
+
+```
+OrchestratorError
+├── APIError                        a request to the server failed
+│   ├── APIStatusError              it answered, with a status of 300 or more
+│   │   ├── BadRequestError         400
+│   │   ├── AuthenticationError     401
+│   │   ├── PermissionDeniedError   403
+│   │   ├── NotFoundError           404
+│   │   ├── RequestTimeoutError     408
+│   │   ├── ConflictError           409
+│   │   ├── UnprocessableEntityError 422
+│   │   ├── RateLimitError          429
+│   │   └── InternalServerError     500 and above
+│   ├── APIConnectionError          no complete answer: refused, reset, cut off
+│   │   └── APITimeout              no answer in time
+│   └── APIResponseError            an answer that cannot be understood
+├── AmbiguousOutcome                a request may or may not have taken effect
+├── RunError                        a run ended without a usable result
+│   ├── RunFailed                   raised by RunResult.raise_for_status()
+│   ├── DeadlineExceeded            the run's own deadline passed
+│   ├── CancelUnconfirmed           cancel was accepted, the end was never seen
+│   └── RunLost                     the server no longer knows the run
+├── ThreadBusy                      another run holds the thread
+├── Overloaded                      max_pending runs wait already
+├── OrchestratorClosed              the orchestrator is closed, or this process is a fork
+├── ToolError                       a tool speaks to the model
+└── JournalError                    the journal could not be read or written
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIResponseError",
+    "APIStatusError",
+    "APITimeout",
+    "AmbiguousOutcome",
+    "AuthenticationError",
+    "BadRequestError",
+    "CancelUnconfirmed",
+    "ConflictError",
+    "DeadlineExceeded",
+    "InternalServerError",
+    "JournalError",
+    "NotFoundError",
+    "OrchestratorClosed",
+    "OrchestratorError",
+    "Overloaded",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "RequestTimeoutError",
+    "RunError",
+    "RunFailed",
+    "RunLost",
+    "ThreadBusy",
+    "ToolError",
+    "UnprocessableEntityError",
+    "status_error",
+]
+
+
+class OrchestratorError(Exception):
+    """The root of the tree: catch it to catch everything this package raises on its own account.
+
+    Errors can be copied and pickled, so that they cross process boundaries; their cause stays behind.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default calls the class with `args`, which constructors with keywords refuse.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[OrchestratorError], args: tuple[object, ...], state: dict[str, object]) -> object:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class APIError(OrchestratorError):
+    """A request to the server failed.
+
+    Attributes:
+        method: The HTTP method, such as `"POST"`.
+        path: The path below the base URL, such as `"/threads/thread_1/runs"`.
+        request_id: The server's `x-request-id`, or `None` when there was no answer.
+    """
+
+    def __init__(self, message: str, *, method: str, path: str, request_id: str | None = None) -> None:
+        self.message = message
+        self.method = method
+        self.path = path
+        self.request_id = request_id
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        where = f"{self.method} {self.path}"
+        if self.request_id is not None:
+            where += f", request {self.request_id}"
+        return f"{self.message} ({where})"
+
+
+class APIStatusError(APIError):
+    """The server answered with a status of 300 or more.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The answer's headers, lower-case names; retry hints are read from here.
+        body: The answer's text, at most 64 KiB of it; it may be HTML or empty.
+        type: The protocol's `error.type`, or `None`.
+        code: The protocol's `error.code`, or `None`.
+        param: The protocol's `error.param`, or `None`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        method: str,
+        path: str,
+        status: int,
+        headers: Mapping[str, str],
+        body: str = "",
+        request_id: str | None = None,
+        type: str | None = None,  # noqa: A002 - the protocol's own name
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.type = type
+        self.code = code
+        self.param = param
+        super().__init__(message, method=method, path=path, request_id=request_id)
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status}: {super().__str__()}"
+
+
+class BadRequestError(APIStatusError):
+    """400: the request is not acceptable as it stands, or the thread or run is in another state."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the API key is missing, wrong or expired."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key is known and may not do this."""
+
+
+class NotFoundError(APIStatusError):
+    """404: no such object, for this key."""
+
+
+class RequestTimeoutError(APIStatusError):
+    """408: the server gave up waiting for the request."""
+
+
+class ConflictError(APIStatusError):
+    """409: the server could not lock what the request needs."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the body was understood and refused."""
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests; nothing was done."""
+
+
+class InternalServerError(APIStatusError):
+    """500 and above: the server failed, perhaps after doing what was asked."""
+
+
+_BY_STATUS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    408: RequestTimeoutError,
+    409: ConflictError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+
+def status_error(status: int) -> type[APIStatusError]:
+    """Return the class that stands for an HTTP status of 300 or more."""
+    if status >= 500:
+        return InternalServerError
+    return _BY_STATUS.get(status, APIStatusError)
+
+
+class APIConnectionError(APIError):
+    """No complete answer came: refused, reset or cut off.
+
+    Attributes:
+        sent: False only when the transport states that no byte of the request left; else True.
+    """
+
+    def __init__(
+        self, message: str, *, method: str, path: str, sent: bool, request_id: str | None = None
+    ) -> None:
+        self.sent = sent
+        super().__init__(message, method=method, path=path, request_id=request_id)
+
+
+class APITimeout(APIConnectionError):
+    """No answer came within the time allowed."""
+
+
+class APIResponseError(APIError):
+    """The server's answer cannot be understood: not JSON, of another shape, or too large."""
+
+
+class AmbiguousOutcome(OrchestratorError):
+    """A request may or may not have taken effect, and nothing could settle which.
+
+    It was not repeated, because that might do the work twice. Look at the server before you start again.
+
+    Attributes:
+        operation: The operation's name, such as `"create_run"`.
+        thread_id: The thread concerned, or `None`.
+        nonce: The value under metadata key `orchestrator_nonce` that marks the object, or `None`.
+    """
+
+    def __init__(
+        self, message: str, *, operation: str, thread_id: str | None = None, nonce: str | None = None
+    ) -> None:
+        self.operation = operation
+        self.thread_id = thread_id
+        self.nonce = nonce
+        super().__init__(message)
+
+
+class RunError(OrchestratorError):
+    """A run ended without a usable result.
+
+    Attributes:
+        thread_id: The run's thread, or `None` when none was created.
+        run_id: The run, or `None` when none was created.
+        status: The last status that was seen, or `None`.
+    """
+
+    def __init__(
+        self, message: str, *, thread_id: str | None, run_id: str | None, status: str | None
+    ) -> None:
+        self.thread_id = thread_id
+        self.run_id = run_id
+        self.status = status
+        super().__init__(message)
+
+
+class RunFailed(RunError):
+    """A run ended as failed, cancelled, expired or incomplete; raised by `RunResult.raise_for_status()`."""
+
+
+class DeadlineExceeded(RunError):
+    """The deadline given to `start()` passed before the run ended."""
+
+
+class CancelUnconfirmed(RunError):
+    """Cancel was posted, and the run did not reach a terminal status in time."""
+
+
+class RunLost(RunError):
+    """The server no longer knows a run that it created."""
+
+
+class ThreadBusy(OrchestratorError):
+    """Another run is active on the thread.
+
+    Attributes:
+        thread_id: The thread.
+        run_id: The run that holds it, or `None` when the server did not name it.
+    """
+
+    def __init__(self, message: str, *, thread_id: str, run_id: str | None) -> None:
+        self.thread_id = thread_id
+        self.run_id = run_id
+        super().__init__(message)
+
+
+class Overloaded(OrchestratorError):
+    """`max_pending` runs wait already; nothing was started. Try again later or raise the bound."""
+
+
+class OrchestratorClosed(OrchestratorError):
+    """The orchestrator is closed, or was inherited by a fork: make a new one in this process."""
+
+
+class ToolError(OrchestratorError):
+    """Raised by a tool to speak to the model: the text is sent as the call's output, as it is."""
+
+
+class JournalError(OrchestratorError):
+    """The journal could not be read or written."""

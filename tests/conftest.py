@@ -1,0 +1,17 @@
+"""What all tests share: the long profile runs only when it is asked for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is marked `long`, unless ORCHESTRATOR_LONG is set."""
+    if os.environ.get("ORCHESTRATOR_LONG"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
