@@ -1,0 +1,117 @@
+"""The event stream format: bytes in any chunking become server-sent events.
+
+Owns the parsing rules of the WHATWG HTML standard, section "Server-sent events". Knows nothing of sockets,
+and nothing of what an event means: that is `orchestrator.protocol.events`. The fields `id` and `retry` are
+ignored, because this protocol cannot reopen a stream.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["EventTooLarge", "SSEDecoder", "ServerSentEvent"]
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+class EventTooLarge(ValueError):
+    """One event grew past the decoder's bound; the decoder is of no further use."""
+
+
+class ServerSentEvent(msgspec.Struct, frozen=True):
+    """One event as it was sent.
+
+    Attributes:
+        event: Its name; `""` when the server named none.
+        data: Its data lines, joined by line feeds.
+    """
+
+    event: str
+    data: bytes
+
+
+class SSEDecoder:
+    """Cuts a byte stream into events, one decoder per stream.
+
+    Lines end in CRLF, LF or CR, also when a chunk ends between the two. What is incomplete when the stream
+    ends is never an event: the standard drops it, and half a payload would be no use anyway. Neither blocks
+    nor waits; not thread-safe.
+
+    Args:
+        max_event_bytes: The most that one event may hold in memory.
+    """
+
+    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_line", "_line_bytes", "_max", "_size")
+
+    def __init__(self, *, max_event_bytes: int = 16 * 1024 * 1024) -> None:
+        self._max = max_event_bytes
+        self._at_start = True
+        self._after_cr = False
+        self._line: list[bytes] = []
+        self._line_bytes = 0
+        self._event = ""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """Take in the next bytes and return the events they complete.
+
+        Args:
+            chunk: Bytes as they came, cut anywhere.
+
+        Raises:
+            EventTooLarge: An event is larger than `max_event_bytes`.
+        """
+        lines = self._complete_lines(chunk)
+        events = [event for line in lines if (event := self._take(line)) is not None]
+        if self._size + self._line_bytes > self._max:
+            raise self._too_large()
+        return events
+
+    def _complete_lines(self, chunk: bytes) -> list[bytes]:
+        if not chunk:
+            return []
+        if self._after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        head, newline, rest = chunk.rpartition(b"\n")
+        if newline:
+            self._line.append(head)
+            lines = b"".join(self._line).split(b"\n")
+            self._line.clear()
+            self._line_bytes = 0
+        else:
+            lines = []
+        # Parts of an unfinished line are joined once, when it ends: joining at each chunk would be quadratic.
+        self._line.append(rest)
+        self._line_bytes += len(rest)
+        return lines
+
+    def _take(self, line: bytes) -> ServerSentEvent | None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(_BOM)
+        if not line:
+            return self._dispatch()
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+            self._size += len(value) + 1
+            if self._size > self._max:
+                raise self._too_large()
+        elif field == b"event":
+            self._event = value.decode("utf-8", "replace")
+        return None
+
+    def _dispatch(self) -> ServerSentEvent | None:
+        name, data = self._event, self._data
+        self._event, self._data, self._size = "", [], 0
+        return ServerSentEvent(name, b"\n".join(data)) if data else None
+
+    def _too_large(self) -> EventTooLarge:
+        return EventTooLarge(f"an event of the stream is larger than {self._max} bytes")
