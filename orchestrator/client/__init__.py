@@ -1,0 +1,21 @@
+"""The retrying client core: every operation of the protocol, typed, asynchronous and blocking."""
+
+from orchestrator.client._async import AsyncThreadsClient
+from orchestrator.client._sync import ThreadsClient
+from orchestrator.client.attempts import Clocks
+from orchestrator.client.call import Answer, Call, CallOptions
+from orchestrator.client.retry import NO_RETRIES, RetryPolicy
+from orchestrator.client.stream import AsyncEventStream, EventStream
+
+__all__ = [
+    "NO_RETRIES",
+    "Answer",
+    "AsyncEventStream",
+    "AsyncThreadsClient",
+    "Call",
+    "CallOptions",
+    "Clocks",
+    "EventStream",
+    "RetryPolicy",
+    "ThreadsClient",
+]

@@ -1,0 +1,330 @@
+"""The blocking client: `ThreadsClient`, for any number of threads.
+
+The same calls, settings, answers and retries as the asynchronous one; only sending, reading and waiting
+are written again here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import time
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+
+from orchestrator.client import endpoints
+from orchestrator.client.answers import answer, body_limit, is_success, too_large
+from orchestrator.client.attempts import Attempts, Clocks
+from orchestrator.client.call import checked
+from orchestrator.client.methods import described_by
+from orchestrator.client.retry import RetryPolicy
+from orchestrator.client.settings import Settings
+from orchestrator.errors import APIError, OrchestratorClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+    import httpx
+
+    from orchestrator.client.call import Answer, Call, CallOptions
+    from orchestrator.client.settings import Request
+    from orchestrator.client.stream import EventStream
+    from orchestrator.protocol.objects import Run
+
+__all__ = ["ThreadsClient"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Connections:
+    """The httpx client: made on first use, and then bound to that process."""
+
+    def __init__(self, max_connections: int, transport: httpx.BaseTransport | None) -> None:
+        self._max_connections = max_connections
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._client: httpx.Client | None = None
+        self._pid = 0
+        self._closed = False
+
+    def client(self) -> httpx.Client:
+        with self._lock:
+            if self._closed:
+                raise OrchestratorClosed("the client is closed: make a new one")
+            if self._client is None:
+                from orchestrator.client.transport import sync_client
+
+                self._client = sync_client(max_connections=self._max_connections, transport=self._transport)
+                self._pid = os.getpid()
+            elif self._pid != os.getpid():
+                raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
+            return self._client
+
+    def close(self) -> None:
+        with self._lock:
+            # A forked child must not touch its parent's sockets.
+            client = self._client if self._pid == os.getpid() and not self._closed else None
+            self._closed = True
+        if client is not None:
+            client.close()
+
+
+def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[ThreadsClient, P], T]:
+    @described_by(build)
+    def method(self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._perform(build(*args, **kwargs))
+
+    return method
+
+
+def _stream_method(
+    build: Callable[P, Call[Run]],
+) -> Callable[Concatenate[ThreadsClient, P], AbstractContextManager[EventStream]]:
+    @described_by(build)
+    def method(
+        self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs
+    ) -> AbstractContextManager[EventStream]:
+        return self._stream(build(*args, **kwargs))
+
+    return method
+
+
+class ThreadsClient:
+    """Every operation of the protocol, blocking, retried by a policy.
+
+    Made anywhere, without I/O; may be used by any threads of the process that uses it first. Each method
+    takes the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
+    everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
+    the environment's proxies are used.
+
+    Args:
+        base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
+        api_key: Else `OPENAI_API_KEY`; may be missing only where `base_url` is this machine.
+        organization: Else `OPENAI_ORG_ID`, if set.
+        project: Else `OPENAI_PROJECT_ID`, if set.
+        timeout: Seconds for one request, from waiting for a connection to the last byte of the answer; for
+            a stream, until it has begun. A blocking read cannot be interrupted: a server that drips is
+            noticed at the first byte past the time.
+        retry: How often and how patiently a call is tried.
+        headers: Added to every request.
+        max_connections: Streams that may be open at once; other calls have their own share beside them.
+        stream_idle_s: The longest silence in an open stream, in seconds.
+        transport: Any httpx transport, instead of httpx's own.
+        clocks: Where clocks and jitter come from.
+        sleep: How a retry waits, given seconds.
+
+    Raises:
+        ValueError: The base URL or the key is missing, or an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        timeout: float = 60.0,
+        retry: RetryPolicy | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_connections: int = 1000,
+        stream_idle_s: float = 45.0,
+        transport: httpx.BaseTransport | None = None,
+        clocks: Clocks | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings = Settings.read(
+            base_url=base_url,
+            api_key=api_key,
+            organization=organization,
+            project=project,
+            headers=headers,
+            timeout_s=timeout,
+            stream_idle_s=stream_idle_s,
+            retry=retry or RetryPolicy(),
+        )
+        self._connections = _Connections(max_connections, transport)
+        self._owns_connections = True
+        self._clocks = clocks or Clocks()
+        self._sleep = sleep
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} for {self._settings.base_url}>"
+
+    @property
+    def base_url(self) -> str:
+        """Where the paths begin."""
+        return self._settings.base_url
+
+    def with_options(self, **options: Unpack[CallOptions]) -> Self:
+        """Return a client with other settings on the same connections.
+
+        Closing it closes nothing: the connections belong to the client they came from.
+
+        Raises:
+            ValueError: A value makes no sense, or another server is named without a key for it.
+        """
+        client = copy.copy(self)
+        client._settings = self._settings.with_options(checked("with_options", options))  # noqa: SLF001 - a copy of this one
+        client._owns_connections = False  # noqa: SLF001 - a copy of this one
+        return client
+
+    def attempt(self, call: Call[T]) -> Answer[T]:
+        """Make exactly one request, whatever comes of it; blocks.
+
+        For callers that own their retries; the methods named after operations own theirs.
+
+        Raises:
+            APIError: One of its subclasses; `orchestrator.client.retry.judge` says what it allows.
+            ValueError: The call streams, or its options make no sense.
+        """
+        if call.streams:
+            raise ValueError(f"{call.operation} streams: use attempt_stream")
+        request = self._settings.request(call)
+        response, body = self._exchange(call, request)
+        headers = dict(response.headers)
+        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
+            raise too_large(call, headers)
+        return answer(call, response.status_code, headers, bytes(body))
+
+    @contextmanager
+    def attempt_stream(self, call: Call[Run]) -> Iterator[EventStream]:
+        """Make exactly one request, and iterate over the events that answer it; blocks.
+
+        Raises:
+            APIError: The stream did not open; what happens later is raised by its iteration.
+            ValueError: The call does not stream, or its options make no sense.
+        """
+        stream = self._open(call)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """Close the connections, those in use too. A client from `with_options` closes nothing."""
+        if self._owns_connections:
+            self._connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _exchange(self, call: Call[Any], request: Request) -> tuple[httpx.Response, bytearray]:
+        from orchestrator.client.transport import prepared, translated
+
+        http = self._connections.client()
+        ends = time.monotonic() + request.timeout_s
+        with translated(method=call.method, path=call.path):
+            response = http.send(prepared(request), stream=True)
+            try:
+                return response, _read(response, ends)
+            finally:
+                response.close()
+
+    def _open(self, call: Call[Run], *, until_started: bool = False) -> EventStream:
+        from orchestrator.client.stream import EventStream
+        from orchestrator.client.transport import prepared, translated
+
+        if not call.streams:
+            raise ValueError(f"{call.operation} does not stream: use attempt")
+        request = self._settings.request(call)
+        http = self._connections.client()
+        ends = time.monotonic() + request.timeout_s
+        with translated(method=call.method, path=call.path):
+            response = http.send(prepared(request), stream=True)
+            try:
+                headers = dict(response.headers)
+                if not is_success(response.status_code):
+                    answer(call, response.status_code, headers, bytes(_read(response, ends)))
+                stream = EventStream(call, response, headers)
+                if until_started:
+                    stream.started()
+            except BaseException:
+                response.close()
+                raise
+        return stream
+
+    def _perform(self, call: Call[T]) -> T:
+        from tenacity import Retrying
+
+        attempts = Attempts(call, self._settings, self._clocks)
+        try:
+            return Retrying(sleep=self._sleep, **attempts.controls())(
+                lambda: self.attempt(attempts.next()).value
+            )
+        except APIError as error:
+            done = attempts.already_done(error)
+            if done is None:
+                attempts.fail(error)
+            return done
+
+    @contextmanager
+    def _stream(self, call: Call[Run]) -> Iterator[EventStream]:
+        from tenacity import Retrying
+
+        attempts = Attempts(call, self._settings, self._clocks)
+        try:
+            stream = Retrying(sleep=self._sleep, **attempts.controls())(
+                lambda: self._open(attempts.next(), until_started=True)
+            )
+        except APIError as error:
+            attempts.fail(error)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    create_assistant = _method(endpoints.create_assistant)
+    get_assistant = _method(endpoints.get_assistant)
+    modify_assistant = _method(endpoints.modify_assistant)
+    delete_assistant = _method(endpoints.delete_assistant)
+    list_assistants = _method(endpoints.list_assistants)
+
+    create_thread = _method(endpoints.create_thread)
+    get_thread = _method(endpoints.get_thread)
+    modify_thread = _method(endpoints.modify_thread)
+    delete_thread = _method(endpoints.delete_thread)
+
+    create_message = _method(endpoints.create_message)
+    get_message = _method(endpoints.get_message)
+    modify_message = _method(endpoints.modify_message)
+    delete_message = _method(endpoints.delete_message)
+    list_messages = _method(endpoints.list_messages)
+
+    create_run = _method(endpoints.create_run)
+    create_thread_and_run = _method(endpoints.create_thread_and_run)
+    get_run = _method(endpoints.get_run)
+    modify_run = _method(endpoints.modify_run)
+    cancel_run = _method(endpoints.cancel_run)
+    list_runs = _method(endpoints.list_runs)
+    submit_tool_outputs = _method(endpoints.submit_tool_outputs)
+
+    get_run_step = _method(endpoints.get_run_step)
+    list_run_steps = _method(endpoints.list_run_steps)
+
+    stream_run = _stream_method(endpoints.stream_run)
+    stream_thread_and_run = _stream_method(endpoints.stream_thread_and_run)
+    stream_tool_outputs = _stream_method(endpoints.stream_tool_outputs)
+
+
+def _read(response: httpx.Response, ends: float) -> bytearray:
+    """Read a body, at most one chunk past its limit, until a time on the monotonic clock."""
+    body = bytearray()
+    for chunk in response.iter_bytes():
+        body += chunk
+        if time.monotonic() > ends:
+            raise TimeoutError("the answer took too long")
+        if len(body) > body_limit(response.status_code):
+            break
+    return body

@@ -1,0 +1,223 @@
+"""Where requests go and what goes with each: a client's settings, and a call's own over them.
+
+Owns the defaults, the environment variables, and the rule that a key goes to no other server than the one
+it was given for. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, urlencode, urlsplit
+
+from orchestrator.client.auth import Credentials, checked_headers
+from orchestrator.client.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.client.call import Call, CallOptions
+
+__all__ = ["Request", "Settings"]
+
+CONNECT_TIMEOUT_S: Final = 5.0
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request, ready to be sent.
+
+    Attributes:
+        method: The HTTP method.
+        url: The whole URL.
+        headers: By lower-case name; they hold the key.
+        content: The body, or `None`.
+        timeout_s: Seconds for all of it, or for opening it when it streams.
+        extensions: For the transport: the lane, and the time for each phase.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes | None = field(repr=False)
+    timeout_s: float
+    extensions: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a client was told, checked.
+
+    Attributes:
+        base_url: Where the paths begin, without a slash at the end.
+        credentials: Sent with every request.
+        headers: Added to every request, by lower-case name.
+        timeout_s: Seconds for one request.
+        stream_idle_s: The longest silence in an open stream, in seconds.
+        retry: The policy of calls that bring none.
+    """
+
+    base_url: str
+    credentials: Credentials
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    timeout_s: float = 60.0
+    stream_idle_s: float = 45.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+    @classmethod
+    def read(
+        cls,
+        *,
+        base_url: str | None,
+        api_key: str | None,
+        organization: str | None,
+        project: str | None,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
+        stream_idle_s: float,
+        retry: RetryPolicy,
+    ) -> Settings:
+        """Check a client's arguments; what is `None` is looked up in the environment, now.
+
+        Raises:
+            ValueError: An argument makes no sense, or the base URL or key is missing.
+        """
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        if not base_url:
+            raise ValueError("no server: pass base_url or set OPENAI_BASE_URL")
+        settings = cls(
+            base_url=_checked_url(base_url),
+            credentials=Credentials(
+                api_key=api_key or os.environ.get("OPENAI_API_KEY") or None,
+                organization=organization or os.environ.get("OPENAI_ORG_ID") or None,
+                project=project or os.environ.get("OPENAI_PROJECT_ID") or None,
+            ),
+            headers=checked_headers(headers or {}),
+            timeout_s=_checked_seconds("timeout", timeout_s),
+            stream_idle_s=_checked_seconds("stream_idle_s", stream_idle_s),
+            retry=retry,
+        )
+        settings.require_key()
+        return settings
+
+    def with_options(self, options: CallOptions) -> Settings:
+        """Return these settings with a call's own over them.
+
+        Raises:
+            ValueError: A value makes no sense, or the key would go to a server it was not given for.
+        """
+        if not options:
+            return self
+        settings = self._at(options["base_url"], options) if "base_url" in options else self
+        own: dict[str, str] = {
+            name: options[name] for name in ("api_key", "organization", "project") if name in options
+        }
+        merged = replace(
+            settings,
+            credentials=replace(settings.credentials, **own),
+            headers={**settings.headers, **checked_headers(options.get("headers", {}))},
+            timeout_s=_checked_seconds("timeout", options.get("timeout", self.timeout_s)),
+            retry=options.get("retry", self.retry),
+        )
+        merged.require_key()
+        return merged
+
+    def request(self, call: Call[Any]) -> Request:
+        """Return the request that a call becomes.
+
+        Raises:
+            ValueError: The call's options make no sense; see `with_options`.
+        """
+        settings = self.with_options(call.options)
+        read_s = self.stream_idle_s if call.streams else settings.timeout_s
+        # What comes before the first byte gets less than the whole, so that a request whose time ran out
+        # altogether was sent, and one that was not says so with an error of its own.
+        phases = {
+            "pool": settings.timeout_s / 2,
+            "connect": min(CONNECT_TIMEOUT_S, settings.timeout_s / 4),
+            "write": settings.timeout_s,
+            "read": read_s,
+        }
+        query = f"?{urlencode(call.query)}" if call.query else ""
+        return Request(
+            method=call.method,
+            url=f"{settings.base_url}{call.path}{query}",
+            headers=settings.headers_for(call),
+            content=call.body,
+            timeout_s=settings.timeout_s,
+            extensions={"timeout": phases, "lane": call.lane},
+        )
+
+    def headers_for(self, call: Call[Any]) -> dict[str, str]:
+        """Return all the headers of a call, by lower-case name; the user's own win."""
+        headers = {
+            "accept": "text/event-stream" if call.streams else "application/json",
+            # A compressed stream arrives late: encoders wait for enough to compress.
+            "accept-encoding": "identity" if call.streams else "gzip, deflate",
+            "user-agent": "run-orchestrator",
+            "openai-beta": "assistants=v2",
+        }
+        if call.body is not None:
+            headers["content-type"] = "application/json"
+        if call.nonce is not None:
+            headers["idempotency-key"] = call.nonce
+        return {**headers, **self.credentials.headers(), **self.headers}
+
+    def _at(self, base_url: str, options: CallOptions) -> Settings:
+        base_url = _checked_url(base_url)
+        if _origin(base_url) == _origin(self.base_url):
+            return replace(self, base_url=base_url)
+        if "api_key" not in options and self.credentials.api_key is not None:
+            raise ValueError(
+                f"base_url {base_url} is another server than {self.base_url}: pass the api_key for it too"
+            )
+        return replace(self, base_url=base_url, credentials=Credentials(), headers={})
+
+    def require_key(self) -> None:
+        """Refuse to go on without a key, except to this machine.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.credentials.api_key is None and not _is_loopback(self.base_url):
+            raise ValueError(f"no key for {self.base_url}: pass api_key or set OPENAI_API_KEY")
+
+
+def _checked_url(base_url: str) -> str:
+    parts = urlsplit(base_url)
+    if parts.scheme not in _PORTS or not parts.hostname or not base_url.isprintable() or " " in base_url:
+        raise ValueError("base_url must begin with http:// or https:// and name a host")
+    if "@" in parts.netloc:
+        raise ValueError("base_url must not hold a user name or password: pass api_key")
+    if parts.query or parts.fragment:
+        raise ValueError(f"base_url must end with its path: {base_url!r}")
+    _port(parts)
+    return base_url.rstrip("/")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port if parts.port is not None else _PORTS[parts.scheme]
+
+
+def _origin(base_url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(base_url)
+    return parts.scheme, parts.hostname, _port(parts)
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked_seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
+    return float(value)

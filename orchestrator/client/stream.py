@@ -1,0 +1,256 @@
+"""Open event streams, asynchronous and blocking, over one sans-I/O reader.
+
+Owns the way from the bytes of one answer to typed events. Draws no conclusions: that a stream ended says
+nothing about the run. It neither retries nor reopens; the protocol cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.client.answers import MAX_ANSWER_BYTES, answer, too_large
+from orchestrator.client.call import poll_after_s
+from orchestrator.errors import APIConnectionError, APIResponseError
+from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent, StreamEvent, decode_event
+from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    import httpx
+
+    from orchestrator.client.call import Call
+    from orchestrator.protocol.objects import Run
+
+__all__ = ["AsyncEventStream", "EventStream"]
+
+DRAIN_S: Final = 1.0
+"""How long a stream that said `done` is given to end, so that its connection can be used again."""
+
+
+class _Events:
+    """What has arrived: bytes in, events out; the same for both streams."""
+
+    def __init__(self, call: Call[Run], status: int, headers: Mapping[str, str]) -> None:
+        self.call = call
+        self.headers = headers
+        self.ready: deque[StreamEvent] = deque()
+        self.is_done = False
+        self._status = status
+        self._decoder = SSEDecoder()
+        # A server that cannot stream answers the same request with the run itself.
+        is_json = headers.get("content-type", "").lower().startswith("application/json")
+        self._json: bytearray | None = bytearray() if is_json else None
+
+    def feed(self, chunk: bytes) -> None:
+        if self._json is not None:
+            self._json += chunk
+            if len(self._json) > MAX_ANSWER_BYTES:
+                raise too_large(self.call, self.headers)
+            return
+        try:
+            arrived = self._decoder.feed(chunk)
+        except EventTooLarge as error:
+            raise self.error(str(error)) from error
+        self.ready.extend(decode_event(event.event, event.data) for event in arrived)
+
+    def end(self) -> None:
+        """Take note that no more bytes come."""
+        if self._json is not None:
+            run = answer(self.call, self._status, self.headers, bytes(self._json)).value
+            self.ready.append(RunEvent(event=f"thread.run.{run.status}", data=run, run_id=run.id))
+            self._json = None
+
+    def pop(self) -> StreamEvent:
+        event = self.ready.popleft()
+        self.is_done = isinstance(event, DoneEvent)
+        return event
+
+    def error(self, message: str) -> APIResponseError:
+        return APIResponseError(
+            message,
+            method=self.call.method,
+            path=self.call.path,
+            request_id=self.headers.get("x-request-id"),
+        )
+
+    def not_started(self, seen: list[StreamEvent]) -> APIResponseError:
+        said = "".join(f": {event.data.message}" for event in seen if isinstance(event, ErrorEvent))
+        return self.error(f"the stream ended before its first run event{said}")
+
+
+class _Stream:
+    """What both streams know of their answer."""
+
+    def __init__(
+        self,
+        call: Call[Run],
+        response: httpx.Response,
+        headers: Mapping[str, str],
+    ) -> None:
+        from orchestrator.client.transport import translated
+
+        self._response = response
+        self._translated = partial(translated, method=call.method, path=call.path)
+        self._events = _Events(call, response.status_code, headers)
+        self._ended = False
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The answer's headers, by lower-case name."""
+        return self._events.headers
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's `x-request-id`, or `None`."""
+        return self.headers.get("x-request-id")
+
+    @property
+    def poll_after_s(self) -> float | None:
+        """Seconds after which the server wants to be asked again, or `None` when it did not say."""
+        return poll_after_s(self.headers)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._events.call.operation}, request {self.request_id}>"
+
+
+class AsyncEventStream(_Stream):
+    """The events of one answer, to be iterated once, on the loop that opened it.
+
+    Iteration ends after `done` or when the server ends the answer.
+
+    Raises:
+        APITimeout: Silence for longer than the client's `stream_idle_s`.
+        APIConnectionError: The transfer broke off.
+        APIResponseError: An event is too large, or a JSON answer cannot be understood.
+    """
+
+    def __init__(
+        self,
+        call: Call[Run],
+        response: httpx.Response,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(call, response, headers)
+        self._chunks: AsyncIterator[bytes] = response.aiter_bytes()
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        """Return itself: an answer cannot be read twice."""
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        """Wait for the next event."""
+        events = self._events
+        while not events.ready and not self._ended and not events.is_done:
+            await self._read()
+        if events.is_done or not events.ready:
+            raise StopAsyncIteration
+        return events.pop()
+
+    async def started(self) -> None:
+        """Wait for the first run event, which says that the request took effect; nothing is lost by it.
+
+        Raises:
+            APIResponseError: The stream ended without one.
+        """
+        seen: list[StreamEvent] = []
+        async for event in self:
+            seen.append(event)
+            if isinstance(event, RunEvent):
+                break
+        else:
+            raise self._events.not_started(seen)
+        self._events.ready.extendleft(reversed(seen))
+
+    async def aclose(self, *, reuse: bool = False) -> None:
+        """Close the answer; only a stream that was read to its end leaves its connection to others.
+
+        Args:
+            reuse: Whether to wait, for at most a second, for the end of a stream that said `done`.
+        """
+        try:
+            if reuse and self._events.is_done:
+                await self._drain()
+        finally:
+            await self._response.aclose()
+
+    async def _read(self) -> None:
+        with self._translated():
+            chunk = await anext(self._chunks, None)
+        if chunk is None:
+            self._ended = True
+            self._events.end()
+        else:
+            self._events.feed(chunk)
+
+    async def _drain(self) -> None:
+        with suppress(APIConnectionError, APIResponseError, TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while not self._ended:
+                    await self._read()
+
+
+class EventStream(_Stream):
+    """The events of one answer, to be iterated once; blocks the calling thread.
+
+    Iteration ends after `done` or when the server ends the answer.
+
+    Raises:
+        APITimeout: Silence for longer than the client's `stream_idle_s`.
+        APIConnectionError: The transfer broke off.
+        APIResponseError: An event is too large, or a JSON answer cannot be understood.
+    """
+
+    def __init__(
+        self,
+        call: Call[Run],
+        response: httpx.Response,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(call, response, headers)
+        self._chunks: Iterator[bytes] = response.iter_bytes()
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        """Return itself: an answer cannot be read twice."""
+        return self
+
+    def __next__(self) -> StreamEvent:
+        """Wait for the next event."""
+        events = self._events
+        while not events.ready and not self._ended and not events.is_done:
+            self._read()
+        if events.is_done or not events.ready:
+            raise StopIteration
+        return events.pop()
+
+    def started(self) -> None:
+        """Wait for the first run event, which says that the request took effect; nothing is lost by it.
+
+        Raises:
+            APIResponseError: The stream ended without one.
+        """
+        seen: list[StreamEvent] = []
+        for event in self:
+            seen.append(event)
+            if isinstance(event, RunEvent):
+                break
+        else:
+            raise self._events.not_started(seen)
+        self._events.ready.extendleft(reversed(seen))
+
+    def close(self) -> None:
+        """Close the answer; only a stream that was read to its end leaves its connection to others."""
+        self._response.close()
+
+    def _read(self) -> None:
+        with self._translated():
+            chunk = next(self._chunks, None)
+        if chunk is None:
+            self._ended = True
+            self._events.end()
+        else:
+            self._events.feed(chunk)
