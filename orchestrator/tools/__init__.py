@@ -1,0 +1,23 @@
+"""Tools: Python functions that a model may call, described, validated and run.
+
+Importing this package starts nothing and loads neither pydantic nor griffe: the first registered tool does.
+"""
+
+from __future__ import annotations
+
+from orchestrator.tools.context import ToolContext
+from orchestrator.tools.execution import ToolExecution
+from orchestrator.tools.executor import ToolExecutor
+from orchestrator.tools.outcome import ToolFailure, ToolOutcome
+from orchestrator.tools.registry import Tool, ToolRegistry, tool
+
+__all__ = [
+    "Tool",
+    "ToolContext",
+    "ToolExecution",
+    "ToolExecutor",
+    "ToolFailure",
+    "ToolOutcome",
+    "ToolRegistry",
+    "tool",
+]
