@@ -1,0 +1,236 @@
+"""How the lifecycle's request effects become requests, and answers become inputs.
+
+`Backend` is the seam: one method, one attempt, every outcome told as an input. `ThreadsBackend` speaks the
+Threads/Runs protocol through an `AsyncThreadsClient`. It decides nothing: what is tried again, and what an
+answer means, is the lifecycle's.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
+
+import msgspec
+
+from orchestrator.client import endpoints
+from orchestrator.client.retry import NONCE_KEY
+from orchestrator.errors import APIError
+from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent
+from orchestrator.runs.effects import (
+    CancelRun,
+    CreateRun,
+    CreateThread,
+    FetchTranscript,
+    ListRuns,
+    RequestEffect,
+    RetrieveRun,
+    SubmitToolOutputs,
+)
+from orchestrator.runs.inputs import (
+    EventObserved,
+    Input,
+    RequestFailed,
+    RunObserved,
+    RunsListed,
+    StreamEnded,
+    ThreadCreated,
+    TranscriptFetched,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from orchestrator.client import AsyncThreadsClient
+    from orchestrator.client.call import Call
+    from orchestrator.protocol.events import StreamEvent
+    from orchestrator.protocol.objects import Message, Page, Run, RunStep
+
+__all__ = ["Backend", "Report", "ThreadsBackend"]
+
+T = TypeVar("T")
+
+
+class Report(Protocol):
+    """Tells the run what came of a request; called on the actors' loop."""
+
+    def __call__(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
+        """Tell one input."""
+
+
+class Backend(Protocol):
+    """Carries out request effects, one attempt each."""
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        """Make the request and report what came of it, with the effect's number on every input.
+
+        Runs on the actors' loop. Never raises for what a server or a network does; a cancellation closes
+        the connection and reports nothing more.
+        """
+
+
+class ThreadsBackend:
+    """The Threads/Runs protocol.
+
+    Args:
+        client: Makes the requests, with the run's own credentials; it belongs to the actors' loop.
+    """
+
+    def __init__(self, client: AsyncThreadsClient) -> None:
+        self._client = client
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        """Make one attempt; see `Backend.perform`."""
+        try:
+            await self._perform(effect, report)
+        except APIError as error:
+            report(RequestFailed(number=effect.number, error=error))
+
+    async def _perform(self, effect: RequestEffect, report: Report) -> None:
+        match effect:
+            case CreateThread():
+                call = endpoints.create_thread(metadata={NONCE_KEY: effect.nonce})
+                answer = await self._client.attempt(call)
+                report(ThreadCreated(number=effect.number, thread=answer.value))
+            case CreateRun():
+                await self._create_run(effect, report)
+            case RetrieveRun():
+                await self._run(effect, endpoints.get_run(effect.thread_id, effect.run_id), report)
+            case CancelRun():
+                await self._run(effect, endpoints.cancel_run(effect.thread_id, effect.run_id), report)
+            case SubmitToolOutputs():
+                await self._submit(effect, report)
+            case ListRuns():
+                page = await self._client.attempt(
+                    endpoints.list_runs(effect.thread_id, limit=100, order="desc")
+                )
+                report(RunsListed(number=effect.number, runs=tuple(page.value.data)))
+            case FetchTranscript():
+                messages, steps = await self._messages(effect), await self._steps(effect)
+                report(TranscriptFetched(number=effect.number, messages=messages, steps=steps))
+            case _:
+                assert_never(effect)
+
+    async def _create_run(self, effect: CreateRun, report: Report) -> None:
+        build = endpoints.stream_run if effect.stream else endpoints.create_run
+        call = build(
+            effect.thread_id,
+            assistant_id=effect.assistant_id,
+            metadata=dict(effect.metadata),
+            nonce=effect.nonce,
+            **_body(effect),
+        )
+        await self._send(effect, call, report)
+
+    async def _submit(self, effect: SubmitToolOutputs, report: Report) -> None:
+        build = endpoints.stream_tool_outputs if effect.stream else endpoints.submit_tool_outputs
+        call = build(effect.thread_id, effect.run_id, tool_outputs=effect.outputs)
+        await self._send(effect, call, report)
+
+    async def _send(self, effect: CreateRun | SubmitToolOutputs, call: Call[Run], report: Report) -> None:
+        if effect.stream:
+            await self._stream(effect.number, call, report)
+        else:
+            await self._run(effect, call, report)
+
+    async def _run(self, effect: RequestEffect, call: Call[Run], report: Report) -> None:
+        answer = await self._client.attempt(call)
+        report(
+            RunObserved(
+                number=effect.number,
+                run=answer.value,
+                poll_after_s=answer.poll_after_s,
+                expires_in_s=_ServerClock(answer.headers).seconds_until(answer.value.expires_at),
+            )
+        )
+
+    async def _stream(self, number: int, call: Call[Run], report: Report) -> None:
+        async with self._client.attempt_stream(call) as stream:
+            ending: APIError | None = None
+            run_id: str | None = None
+            clock = _ServerClock(stream.headers)
+            try:
+                async for event in stream:
+                    if isinstance(event, DoneEvent):
+                        break
+                    run_id = run_id or event.run_id
+                    named = event if event.run_id else msgspec.structs.replace(event, run_id=run_id)
+                    report(_input(number, named, clock, stream.poll_after_s))
+                    if isinstance(event, ErrorEvent):
+                        break
+            except APIError as error:
+                ending = error
+        report(StreamEnded(number=number, error=ending))
+
+    async def _messages(self, effect: FetchTranscript) -> tuple[Message, ...]:
+        return await self._all(
+            lambda after: endpoints.list_messages(
+                effect.thread_id,
+                run_id=effect.run_id,
+                order="asc",
+                limit=100,
+                after=after,
+            )
+        )
+
+    async def _steps(self, effect: FetchTranscript) -> tuple[RunStep, ...]:
+        return await self._all(
+            lambda after: endpoints.list_run_steps(
+                effect.thread_id, effect.run_id, order="asc", limit=100, after=after
+            )
+        )
+
+    async def _all(self, page_after: Callable[[str | msgspec.UnsetType], Call[Page[T]]]) -> tuple[T, ...]:
+        items: list[T] = []
+        after: str | msgspec.UnsetType = msgspec.UNSET
+        while True:
+            page = (await self._client.attempt(page_after(after))).value
+            items.extend(page.data)
+            if not page.has_more or page.last_id is None or page.last_id == after:
+                return tuple(items)
+            after = page.last_id
+
+
+class _ServerClock:
+    """The server's time as an answer's `Date` header told it, carried on by our own monotonic clock.
+
+    Remaining time is reckoned on one clock, so that a skew between two machines does not matter. The header
+    has a resolution of a second; the lifecycle's margin covers that.
+    """
+
+    __slots__ = ("_received_at", "_server_time")
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._received_at = time.monotonic()
+        self._server_time: float | None
+        try:
+            self._server_time = parsedate_to_datetime(headers["date"]).timestamp()
+        except (KeyError, ValueError):
+            self._server_time = None
+
+    def seconds_until(self, at: float | None) -> float | None:
+        """Seconds from now to a moment of the server's, or `None` when either is unknown."""
+        if at is None or self._server_time is None:
+            return None
+        return at - self._server_time - (time.monotonic() - self._received_at)
+
+
+def _body(effect: CreateRun) -> dict[str, Any]:
+    """The optional fields of the create request that were given."""
+    fields = dict(effect.options)
+    messages = [*effect.messages, *(fields.pop("additional_messages", None) or ())]
+    if messages:
+        fields["additional_messages"] = messages
+    return fields
+
+
+def _input(number: int, event: StreamEvent, clock: _ServerClock, poll_after_s: float | None) -> Input:
+    if not isinstance(event, RunEvent):
+        return EventObserved(number=number, event=event)
+    return RunObserved(
+        number=number,
+        run=event.data,
+        event=event,
+        poll_after_s=poll_after_s,
+        expires_in_s=clock.seconds_until(event.data.expires_at),
+    )

@@ -1,0 +1,200 @@
+"""The verdict of a run, and what becomes of it.
+
+Owns the phase `collecting`, the outcome, and the words of its errors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from orchestrator.errors import DeadlineExceeded, NotFoundError, RunError, RunLost
+from orchestrator.protocol.events import MessageEvent, RunStepEvent
+from orchestrator.protocol.objects import LastError, Message, RunStep
+from orchestrator.runs.effects import CancelRun, FetchTranscript, Finish, ListRuns, Publish, RequestEffect
+from orchestrator.runs.inputs import RequestFailed, RunObserved, RunsListed, Timer, TranscriptFetched
+from orchestrator.runs.machine import Machine, run_event
+from orchestrator.runs.record import Ending, Phase
+from orchestrator.runs.result import RunResult
+
+if TYPE_CHECKING:
+    from orchestrator.errors import APIError, OrchestratorError
+    from orchestrator.protocol.objects import Run
+
+__all__ = ["Collecting"]
+
+_E = TypeVar("_E", bound=RunError)
+_T = TypeVar("_T", Message, RunStep)
+
+
+class Collecting(Machine):
+    """The last phase of a life; see `orchestrator.runs.lifecycle.Lifecycle`."""
+
+    def _weigh(self, seen: RunObserved) -> None:
+        """Take a verdict, or check it."""
+        if self._is_believed(seen):
+            self._conclude(seen)
+        else:
+            self._retrieve()
+
+    def _is_believed(self, seen: RunObserved) -> bool:
+        """Whether a terminal run is a verdict.
+
+        Servers are known to send a spurious `run.completed` after `requires_action`: a stream is believed
+        when all of it was seen and no call of it is open.
+        """
+        return seen.event is None or (self._gapless and not self.record.calls)
+
+    def _conclude(self, seen: RunObserved) -> None:
+        """Take a verdict; only one that a gapless stream shows needs no look at the transcript."""
+        self._clear(Timer.POLL, Timer.STALL, Timer.UNKNOWN, Timer.RETRY)
+        self._failures = 0
+        self._requests.clear()
+        self._verdict = seen.run
+        self._gapless = self._gapless and seen.number == self.record.watched
+        self._update(status=seen.run.status)
+        if self.record.ambiguous:
+            self._enter(Phase.COLLECTING)
+            self._list_runs()
+        else:
+            self._collect(seen.run)
+
+    def _collect(self, run: Run) -> None:
+        """Fetch what no stream showed, if anybody will see it."""
+        if self._gapless or self._is_failure(run):
+            self._finish_verdict(run)
+            return
+        self._enter(Phase.COLLECTING)
+        assert self.record.thread_id is not None
+        self._send(FetchTranscript(number=self._next(), thread_id=self.record.thread_id, run_id=run.id))
+
+    def _is_failure(self, run: Run) -> bool:
+        """Whether we ended this run, and it did not complete before."""
+        return self.record.ending in (Ending.DEADLINE, Ending.FAILED) and run.status != "completed"
+
+    def _cancel_strays(self, listed: RunsListed) -> None:
+        """The last look at the thread after an ambiguous create: no second run of ours may go on."""
+        if self._verdict is None or not self._answered(listed.number, ListRuns):
+            return
+        for run in listed.runs:
+            if self._is_ours(run) and run.id != self._verdict.id and not run.is_terminal:
+                self._notice("run.duplicate", detail=f"run {run.id} came of the same request: cancelling it")
+                self._cancel_run(run.id)
+        self._collect_after_strays(self._verdict)
+
+    def _collect_after_strays(self, verdict: Run) -> None:
+        if not self._requests:
+            self._collect(verdict)
+
+    def _observe_collecting(self, seen: RunObserved) -> None:
+        if self._verdict is not None:
+            if self._answered(seen.number, CancelRun):
+                self._collect_after_strays(self._verdict)
+        elif self._is_current(seen):
+            if seen.run.is_terminal:
+                self._conclude(seen)
+            else:
+                self._set(Timer.POLL, self._pause())
+
+    def _take_transcript(self, fetched: TranscriptFetched) -> None:
+        if self._verdict is None or not self._answered(fetched.number, FetchTranscript):
+            return
+        known = self._snapshots
+        for step in fetched.steps:
+            if known.steps.get(step.id) != step:
+                step_event = RunStepEvent(
+                    event=f"thread.run.step.{step.status}", data=step, run_id=self.record.run_id
+                )
+                self._effects.append(Publish(event=step_event))
+        for message in fetched.messages:
+            if known.messages.get(message.id) != message:
+                name = f"thread.message.{message.status or 'completed'}"
+                event = MessageEvent(event=name, data=message, run_id=self.record.run_id)
+                self._effects.append(Publish(event=event))
+        # What was fetched comes first, in the server's order: a stream may have shown a later part only.
+        known.steps = {step.id: step for step in fetched.steps} | _without(known.steps, fetched.steps)
+        known.messages = {message.id: message for message in fetched.messages} | _without(
+            known.messages, fetched.messages
+        )
+        self._finish_verdict(self._verdict)
+
+    def _fail_collecting(self, failed: RequestFailed) -> None:
+        effect = self._requests.pop(failed.number, None)
+        if effect is None:
+            return
+        if self._verdict is not None and isinstance(effect, CancelRun):
+            self._notice("run.duplicate", detail=f"run {effect.run_id} may go on: {failed.error}")
+            self._collect_after_strays(self._verdict)
+        elif not self._again(self._repeat(effect), failed.error, repeatable=True):
+            self._fail_to_collect(effect, failed.error)
+
+    def _fail_to_collect(self, effect: RequestEffect, error: APIError) -> None:
+        if self._verdict is None:
+            self._fail_lost(error)
+        elif isinstance(effect, ListRuns):
+            self._failures = 0
+            self._collect(self._verdict)
+        else:
+            self._cut_collecting(str(error))
+
+    def _fail_lost(self, error: APIError) -> None:
+        """The server will not show the run any more, so that its end cannot be waited for."""
+        lost = isinstance(error, NotFoundError)
+        became = self._lost("the server no longer knows it") if lost else error
+        self._finish_error(self.record.failure or became)
+
+    def _cut_collecting(self, why: str) -> None:
+        """Hand out the verdict without what could not be fetched."""
+        assert self._verdict is not None
+        self._notice("run.gap", detail=f"the run's messages could not be fetched: {why}")
+        self._finish_verdict(self._verdict)
+
+    def _finish_verdict(self, run: Run) -> None:
+        if self._is_failure(run):
+            became = self._overdue(f"it was cancelled and ended as {run.status}")
+            self._finish_error(self.record.failure or became)
+        else:
+            self._finish_result(run)
+
+    def _finish_result(self, run: Run) -> None:
+        self._effects.append(Publish(event=run_event(run)))
+        self._finish(
+            Finish(
+                result=RunResult(
+                    status=run.status,
+                    thread_id=self.record.thread_id,
+                    run_id=run.id,
+                    messages=tuple(self._snapshots.messages.values()),
+                    steps=tuple(self._snapshots.steps.values()),
+                    tool_calls=self.record.results,
+                    usage=run.usage,
+                    error=run.last_error or _incomplete(run),
+                )
+            )
+        )
+
+    def _finish_error(self, error: OrchestratorError) -> None:
+        self._finish(Finish(error=error))
+
+    def _overdue(self, what_became: str) -> DeadlineExceeded:
+        return self._run_error(
+            DeadlineExceeded, f"exceeded its deadline of {self.record.request.deadline_s:g} s: {what_became}"
+        )
+
+    def _lost(self, why: str) -> RunLost:
+        return self._run_error(RunLost, f"is lost: {why}")
+
+    def _run_error(self, kind: type[_E], what: str) -> _E:
+        record = self.record
+        who = f"run {record.run_id} on thread {record.thread_id}" if record.run_id else f"run {record.key!r}"
+        return kind(f"{who} {what}", thread_id=record.thread_id, run_id=record.run_id, status=record.status)
+
+
+def _without(known: dict[str, _T], others: tuple[_T, ...]) -> dict[str, _T]:
+    return {key: item for key, item in known.items() if key not in {other.id for other in others}}
+
+
+def _incomplete(run: Run) -> LastError | None:
+    if run.incomplete_details is None or run.incomplete_details.reason is None:
+        return None
+    reason = run.incomplete_details.reason
+    return LastError(code=reason, message=f"the run is incomplete: it reached {reason}")

@@ -1,0 +1,203 @@
+"""What the lifecycle is told: frozen facts, named in the past tense.
+
+Every answer carries the `number` of the request it answers, as the lifecycle issued it, so that the machine
+can tell a current observation from one that was overtaken. Building an input has no effects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from orchestrator.errors import APIError
+from orchestrator.protocol.events import StreamEvent
+from orchestrator.protocol.objects import Message, Run, RunStep, Thread
+
+__all__ = [
+    "CancelRequested",
+    "DetachRequested",
+    "EventObserved",
+    "Input",
+    "RequestFailed",
+    "Resumed",
+    "RunObserved",
+    "RunsListed",
+    "Started",
+    "StreamEnded",
+    "ThreadCreated",
+    "Timer",
+    "TimerFired",
+    "ToolFinished",
+    "TranscriptFetched",
+]
+
+
+class Timer(StrEnum):
+    """The lifecycle's timers; setting one replaces the earlier one of the same name."""
+
+    DEADLINE = "deadline"
+    """The run's own deadline."""
+    RETRY = "retry"
+    """The backoff before a failed request is sent again."""
+    SETTLE = "settle"
+    """The pause between the two looks that settle an ambiguous create."""
+    POLL = "poll"
+    """The next look at the run."""
+    STALL = "stall"
+    """No progress for a while."""
+    UNKNOWN = "unknown"
+    """A status that nobody knows has lasted too long."""
+    CANCEL = "cancel"
+    """A cancelled run has not reached its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Admission was granted: the run may send its first request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """A new incarnation of the run's actor took the record over.
+
+    Attributes:
+        in_flight: Numbers of the requests that are under way or whose outcome was told to nobody; it will be.
+        open_calls: Ids of the calls of the record's round that are under way, or whose outcome is not in the
+            record; it will be told. A call of an earlier round does not count, though it had the same id.
+    """
+
+    in_flight: frozenset[int] = frozenset()
+    open_calls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadCreated:
+    """The empty thread exists."""
+
+    number: int
+    thread: Thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunObserved:
+    """A whole run object was seen, in an answer or in a stream.
+
+    Attributes:
+        number: The request that showed it.
+        run: The run.
+        event: The event it came in, or `None` when it was the answer to a request.
+        poll_after_s: The server's hint for the next look, or `None`.
+        expires_in_s: Seconds left to the run by the server's own clock, or `None` when that is unknown.
+    """
+
+    number: int
+    run: Run
+    event: StreamEvent | None = None
+    poll_after_s: float | None = None
+    expires_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventObserved:
+    """Any other event was seen in a stream."""
+
+    number: int
+    event: StreamEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsListed:
+    """The runs of the thread were listed, newest first."""
+
+    number: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscriptFetched:
+    """The messages and steps of the run were fetched, oldest first."""
+
+    number: int
+    messages: tuple[Message, ...]
+    steps: tuple[RunStep, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnded:
+    """A stream is over and its connection closed; that is never a verdict.
+
+    Attributes:
+        number: The request that opened it.
+        error: What broke it, or `None` for an end without an error.
+    """
+
+    number: int
+    error: APIError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed:
+    """One attempt failed, and its connection is closed or given back."""
+
+    number: int
+    error: APIError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFinished:
+    """A tool call has its outcome; there is exactly one for each call that was started.
+
+    Attributes:
+        round: The batch it belongs to.
+        call_id: The server's id.
+        output: What the model is told.
+        error: Why the call failed, or `None`.
+        duration_s: Seconds it took.
+    """
+
+    round: int
+    call_id: str
+    output: str
+    error: str | None = None
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    """Somebody wants the run to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetachRequested:
+    """Stop watching and leave the run to the server; its ids are reported."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired:
+    """A timer is due.
+
+    Attributes:
+        timer: Which.
+        serial: The serial it was set with; a fired timer that was replaced meanwhile is ignored.
+    """
+
+    timer: Timer
+    serial: int
+
+
+Input: TypeAlias = (
+    Started
+    | Resumed
+    | ThreadCreated
+    | RunObserved
+    | EventObserved
+    | RunsListed
+    | TranscriptFetched
+    | StreamEnded
+    | RequestFailed
+    | ToolFinished
+    | CancelRequested
+    | DetachRequested
+    | TimerFired
+)

@@ -1,0 +1,265 @@
+"""The lifecycle's bookkeeping: its record, its effects, its timers and the requests under way.
+
+Owns the mechanics that every phase needs and no rule of the protocol. Knows nothing of what the inputs mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.client.retry import NONCE_KEY, RetryPolicy, Verdict, delay_s, judge
+from orchestrator.protocol.events import RunEvent, Snapshots
+from orchestrator.runs.effects import (
+    CancelRun,
+    ClearTimer,
+    Effect,
+    Finish,
+    ListRuns,
+    Publish,
+    Record,
+    RequestEffect,
+    RetrieveRun,
+    SetTimer,
+    StopTools,
+)
+from orchestrator.runs.inputs import Input, RunObserved, Timer
+from orchestrator.runs.record import Phase, RunRecord
+from orchestrator.runs.result import Notice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.errors import APIError
+    from orchestrator.protocol.objects import Run, ToolCall
+
+__all__ = ["Machine", "Timing", "run_event"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How patient a run is; every duration in seconds.
+
+    Attributes:
+        retry: Attempts and backoff of single requests, and the pause that settles an ambiguous create.
+        stall_s: Without progress for this long, a notice is published and the run is retrieved.
+        cancel_timeout_s: From the first cancel request to `CancelUnconfirmed`. Also the most that a run
+            takes to end once its deadline has passed, whatever happens to its actors meanwhile.
+        unknown_status_s: How long a status that nobody knows is watched.
+        poll_min_s: The first pause between two looks, when the server gives no hint.
+        poll_max_s: The longest pause without a hint; the pause grows by a twentieth of the run's age. A hint
+            is obeyed from a tenth of `poll_min_s` up to `stall_s`.
+        expiry_margin_s: Kept back from the run's remaining life for the submission itself.
+    """
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    stall_s: float = 60.0
+    cancel_timeout_s: float = 60.0
+    unknown_status_s: float = 120.0
+    poll_min_s: float = 0.5
+    poll_max_s: float = 5.0
+    expiry_margin_s: float = 5.0
+
+
+class Machine:
+    """What every phase of a lifecycle stands on; see `orchestrator.runs.lifecycle.Lifecycle`."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        *,
+        timing: Timing,
+        jitter: Callable[[], float],
+        unix_time: Callable[[], float],
+    ) -> None:
+        self.record = record
+        self._timing = timing
+        self._jitter = jitter
+        self._unix_time = unix_time
+        self._now = 0.0
+        self._effects: list[Effect] = []
+        self._unrecorded = False
+        self._resumed = False
+        self._number = record.number
+        self._timers: dict[Timer, int] = {}
+        self._serial = 0
+        self._requests: dict[int, RequestEffect] = {}
+        self._retry: Callable[[], None] | None = None
+        self._failures = 0
+        self._listings = 0
+        self._sent = 0
+        self._rejection: APIError | None = None
+        self._detaching = False
+        self._poll_after_s: float | None = None
+        self._verdict: Run | None = None
+        self._snapshots = Snapshots()
+        self._gapless = record.request.watch == "stream" and record.run_id is None
+        self.began_at = 0.0
+        self.progressed_at = 0.0
+
+    @property
+    def phase(self) -> Phase:
+        """Where the run stands."""
+        return self.record.phase
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of the current batch that have no outcome yet."""
+        if self.record.phase is not Phase.ACTING:
+            return ()
+        done = self.record.results_of(self.record.round)
+        return tuple(call for call in self.record.calls if call.id not in done)
+
+    @property
+    def waits_for(self) -> str:
+        """What the run waits for, in a few words for people."""
+        if Timer.RETRY in self._timers:
+            return f"backoff after {self._failures} failed attempts"
+        if Timer.SETTLE in self._timers:
+            return "a second look for the created run"
+        match self.record.phase:
+            case Phase.ADMITTED:
+                return "admission"
+            case Phase.ACTING:
+                return "tools: " + ", ".join(call.function.name for call in self.open_calls)
+            case Phase.FINISHED:
+                return "nothing"
+            case _:
+                return "the server"
+
+    def _update(self, **changes: Any) -> None:
+        """Change the record; what changes nothing is not worth a `Record`."""
+        if any(getattr(self.record, name) != value for name, value in changes.items()):
+            self.record = replace(self.record, number=self._number, **changes)
+            self._unrecorded = True
+
+    def _enter(self, phase: Phase) -> None:
+        """Go to a phase in which no tool runs; the record goes first, lest a successor start them again."""
+        acting = self.record.phase is Phase.ACTING
+        self._update(phase=phase)
+        if acting:
+            self._do(StopTools())
+
+    def _flush(self) -> None:
+        if self._unrecorded:
+            self._unrecorded = False
+            self._effects.append(Record(record=self.record))
+
+    def _do(self, effect: Effect) -> None:
+        self._flush()
+        self._effects.append(effect)
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number
+
+    def _send(self, effect: RequestEffect) -> None:
+        self._requests[effect.number] = effect
+        self._do(effect)
+
+    def _set(self, timer: Timer, delay: float) -> None:
+        self._serial += 1
+        self._timers[timer] = self._serial
+        self._effects.append(SetTimer(timer=timer, serial=self._serial, delay_s=max(0.0, delay)))
+
+    def _clear(self, *timers: Timer) -> None:
+        for timer in timers:
+            if self._timers.pop(timer, None) is not None:
+                self._effects.append(ClearTimer(timer=timer))
+
+    def _notice(self, event: Any, **fields: Any) -> None:
+        self._effects.append(Publish(event=Notice(event=event, run_id=self.record.run_id, **fields)))
+
+    def _ignore(self, _: Input) -> None:
+        """Legal and without meaning here."""
+
+    def _answered(self, number: int, kind: type[RequestEffect]) -> bool:
+        """Take a request of this kind off those under way; false when there is none of that number."""
+        if not isinstance(self._requests.get(number), kind):
+            return False
+        del self._requests[number]
+        return True
+
+    def _looked(self, number: int) -> bool:
+        """Whether this answers a look that no submission has overtaken."""
+        return self._answered(number, RetrieveRun) and number > self.record.floor
+
+    def _is_current(self, seen: RunObserved) -> bool:
+        """Whether this shows the run as it is, not as it was before the last submission."""
+        return seen.number == self.record.watched or self._looked(seen.number)
+
+    def _is_ours(self, run: Run) -> bool:
+        return (run.metadata or {}).get(NONCE_KEY) == self.record.nonce
+
+    def _show(self, seen: RunObserved) -> None:
+        """Publish a run's status once, in the event it came in or in one like it. A verdict comes last."""
+        changed = seen.run.status != self.record.status
+        if changed:
+            self.progressed_at = self._now
+            self._update(status=seen.run.status)
+        if changed or seen.event is not None:
+            self._effects.append(Publish(event=seen.event or run_event(seen.run)))
+
+    def _retrieve(self) -> None:
+        """Look at the run, unless a look is under way."""
+        floor = self.record.floor
+        looks = (number for number, sent in self._requests.items() if isinstance(sent, RetrieveRun))
+        if any(number > floor for number in looks):
+            return
+        assert self.record.thread_id is not None
+        assert self.record.run_id is not None
+        self._send(
+            RetrieveRun(number=self._next(), thread_id=self.record.thread_id, run_id=self.record.run_id)
+        )
+
+    def _list_runs(self) -> None:
+        assert self.record.thread_id is not None
+        self._send(ListRuns(number=self._next(), thread_id=self.record.thread_id))
+
+    def _cancel_run(self, run_id: str | None) -> None:
+        assert self.record.thread_id is not None
+        assert run_id is not None
+        self._send(CancelRun(number=self._next(), thread_id=self.record.thread_id, run_id=run_id))
+
+    def _pause(self) -> float:
+        """Seconds to the next look: the server's hint, else growing with the run's age; never in step."""
+        timing = self._timing
+        if self._poll_after_s is None:
+            pause = min(timing.poll_max_s, timing.poll_min_s + (self._now - self.began_at) / 20)
+        else:
+            pause = min(max(timing.poll_min_s / 10, self._poll_after_s), timing.stall_s)
+        return pause * (1 + self._jitter() / 10)
+
+    def _backoff(self, error: APIError) -> float:
+        return delay_s(
+            self._timing.retry,
+            failures=max(1, self._failures),
+            error=error,
+            jitter=self._jitter(),
+            unix_now=self._unix_time(),
+        )
+
+    def _again(self, send: Callable[[], None], error: APIError, *, repeatable: bool) -> bool:
+        """Call `send` after a backoff, if the policy allows."""
+        self._failures += 1
+        pause = self._backoff(error)
+        allowed = judge(error, repeatable=repeatable) is Verdict.AGAIN
+        if not allowed or self._failures >= self._timing.retry.attempts or pause == float("inf"):
+            return False
+        self._retry = send
+        self._set(Timer.RETRY, pause)
+        return True
+
+    def _repeat(self, effect: RequestEffect) -> Callable[[], None]:
+        """What sends the same request under a new number."""
+        return lambda: self._send(replace(effect, number=self._next()))
+
+    def _finish(self, finish: Finish) -> None:
+        self._clear(*tuple(self._timers))
+        self.record = replace(self.record, phase=Phase.FINISHED)
+        self._effects.append(finish)
+
+
+def run_event(run: Run) -> RunEvent:
+    """The event that would have shown this run."""
+    return RunEvent(event=f"thread.run.{run.status}", data=run, run_id=run.id)

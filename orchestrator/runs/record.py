@@ -1,0 +1,100 @@
+"""What of a run must survive the actor that conducts it.
+
+A record is frozen: the lifecycle replaces it at each step that matters and hands it out in a `Record` effect
+before the effect that the step is about. A successor that is given the last record goes on from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.protocol.objects import ToolCall
+from orchestrator.runs.request import RunRequest
+from orchestrator.runs.result import ToolCallResult
+
+__all__ = ["Ending", "Phase", "RunRecord"]
+
+
+class Phase(StrEnum):
+    """Where a run stands, as the orchestrator sees it."""
+
+    ADMITTED = "admitted"
+    """Accepted by `start()`; nothing was sent yet."""
+    CREATING = "creating"
+    """The thread or the run is being created, or the outcome of that is being looked up."""
+    WATCHING = "watching"
+    """The run is streamed or polled."""
+    ACTING = "acting"
+    """Its tool calls are under way."""
+    SUBMITTING = "submitting"
+    """The whole batch is being submitted, or the outcome of that is being looked up."""
+    CANCELLING = "cancelling"
+    """Cancel was posted; the run is watched to its end."""
+    COLLECTING = "collecting"
+    """The verdict is known; messages and steps that no stream showed are fetched."""
+    FINISHED = "finished"
+    """The handle has its outcome."""
+
+
+class Ending(StrEnum):
+    """Why the orchestrator itself ends a run."""
+
+    CANCELLED = "cancelled"
+    """A user asked for it."""
+    DEADLINE = "deadline"
+    """The run's deadline passed."""
+    FAILED = "failed"
+    """The orchestrator cannot go on; `RunRecord.failure` says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The state of one run.
+
+    Attributes:
+        key: The caller's or a generated key, unique in this process.
+        nonce: Marks the create request, so that its outcome can be looked up.
+        request: What was asked for.
+        deadline_at: The deadline, in seconds of the injected clock.
+        phase: Where the run stands.
+        thread_id: The thread, once it is known.
+        run_id: The run, once it is known; known from the start when a run is adopted.
+        status: The last status that was seen.
+        number: The last request number that was issued when this was recorded.
+        pending: The create or submit whose outcome is open.
+        watched: The request whose stream is followed.
+        floor: Observations of requests up to this number were overtaken by the last accepted submission.
+        round: The number of the current batch of tool calls; 0 before the first.
+        calls: The calls of the current batch, while it is acted on or submitted.
+        results: The outcomes of all batches, in the order the calls were asked for within each.
+        ambiguous: A create was sent whose outcome no answer told.
+        metadata_echoed: The server was seen to give metadata back, so that a nonce can be missed.
+        ending: Why the orchestrator ends the run, or `None`.
+        failure: What `Ending.FAILED` is raised as.
+    """
+
+    key: str
+    nonce: str
+    request: RunRequest
+    deadline_at: float
+    phase: Phase = Phase.ADMITTED
+    thread_id: str | None = None
+    run_id: str | None = None
+    status: str | None = None
+    number: int = 0
+    pending: int | None = None
+    watched: int | None = None
+    floor: int = 0
+    round: int = 0
+    calls: tuple[ToolCall, ...] = ()
+    results: tuple[ToolCallResult, ...] = ()
+    ambiguous: bool = False
+    metadata_echoed: bool = False
+    ending: Ending | None = None
+    failure: OrchestratorError | None = None
+
+    def results_of(self, round_number: int) -> dict[str, ToolCallResult]:
+        """The outcomes of one batch, by call id."""
+        return {result.call_id: result for result in self.results if result.round == round_number}
