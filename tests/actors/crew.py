@@ -1,0 +1,162 @@
+"""A supervisor without a façade, and backends around the real one that kill actors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import random
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from stage import PATIENCE_S, QUICK, Stage, assert_nothing_left
+
+from orchestrator import RestartPolicy, RunHandle, ToolRegistry
+from orchestrator.client import AsyncThreadsClient
+from orchestrator.journal import MemoryJournal
+from orchestrator.runs.backend import ThreadsBackend
+from orchestrator.runs.effects import CreateRun, RequestEffect
+from orchestrator.runs.inputs import Input, TimerFired
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.request import RunRequest, Watch, normalized_messages
+from orchestrator.runtime import acquire
+from orchestrator.supervision import RunState, Supervisor
+from orchestrator.supervision.in_flight import InFlight
+from orchestrator.supervision.supervisor import Admit, Forward
+from orchestrator.tools import ToolExecutor
+from orchestrator.tools.threads import ThreadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from orchestrator.runs.backend import Backend, Report
+
+AT_ONCE = RestartPolicy(backoff_s=0.0)
+
+
+class Poison:
+    """A timer's name that no table can look up."""
+
+    def __hash__(self) -> NoReturn:
+        raise ArithmeticError("poisoned")
+
+
+def poison() -> Input:
+    return TimerFired(timer=cast("Any", Poison()), serial=0)
+
+
+class Killing:
+    """A backend that kills the actor around the first request of a kind.
+
+    Args:
+        backend: What makes the requests.
+        kind: Which request kills.
+        before: Whether the actor dies while the request is under way, or once its outcome was told.
+    """
+
+    def __init__(self, backend: Backend, *, kind: type[RequestEffect], before: bool = True) -> None:
+        self._backend = backend
+        self._kind = kind
+        self._before = before
+        self._armed = True
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        strikes = self._armed and isinstance(effect, self._kind)
+        self._armed = self._armed and not strikes
+        if strikes and self._before:
+            report(poison())
+        await self._backend.perform(effect, report)
+        if strikes and not self._before:
+            report(poison())
+
+
+class Swallowing:
+    """A backend that makes creates, and reports what kills instead of their answer."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        swallowed: list[Input] = []
+        swallows = isinstance(effect, CreateRun)
+        await self._backend.perform(effect, swallowed.append if swallows else report)
+        if swallowed:
+            report(poison())
+
+
+class Crew:
+    """A supervisor and what it needs, without a façade."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        *tools: Callable[..., Any],
+        restart: RestartPolicy,
+        journal: MemoryJournal | None = None,
+    ) -> None:
+        self._stage = stage
+        self._client = AsyncThreadsClient(stage.server.base_url, api_key=stage.server.api_key)
+        self._registry = ToolRegistry(tools)
+        self._thread = acquire()
+        self._executor = ToolExecutor()
+        self._resolver = ThreadPool(1, "orchestrator-resolver")
+        self.supervisor = Supervisor.start(
+            journal=journal or MemoryJournal(),
+            max_concurrent_runs=100,
+            restart=restart,
+            timing=QUICK,
+            jitter=random.random,
+            ended=RunState.hand_over,
+        )
+
+    def start(
+        self,
+        text: str,
+        around: Callable[[Backend], Backend] = lambda backend: backend,
+        *,
+        watch: Watch = "stream",
+    ) -> RunHandle:
+        """Admit a run whose requests go through the real backend, and through what is put around that."""
+        request = RunRequest(
+            assistant_id=self._stage.assistant, messages=normalized_messages(text), watch=watch
+        )
+        key = uuid.uuid4().hex
+        record = RunRecord(key=key, nonce=key, request=request, deadline_at=time.monotonic() + PATIENCE_S)
+        state = RunState(record, server=self._client.base_url, resolver=self._resolver)
+        in_flight = InFlight(
+            key=key,
+            backend=around(ThreadsBackend(self._client)),
+            executor=self._executor,
+            registry=self._registry,
+            context=None,
+            contextvars_context=contextvars.copy_context(),
+            loop_thread=self._thread,
+        )
+        self.supervisor.tell(Admit(record=record, state=state, in_flight=in_flight, on_busy_thread="enqueue"))
+        return RunHandle(state, self.supervisor)
+
+    def tell(self, run: RunHandle, input_: Input) -> None:
+        self.supervisor.tell(Forward(state=run._state, input=input_))
+
+    def close(self) -> None:
+        self.supervisor.stop(timeout=PATIENCE_S)
+        self._executor.close()
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._thread.loop).result(PATIENCE_S)
+        self._thread.release()
+        self._resolver.close(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def crewed(
+    stage: Stage,
+    *tools: Callable[..., Any],
+    restart: RestartPolicy = AT_ONCE,
+    journal: MemoryJournal | None = None,
+) -> Iterator[Crew]:
+    crew = Crew(stage, *tools, restart=restart, journal=journal)
+    try:
+        yield crew
+    finally:
+        crew.close()
+        assert_nothing_left(stage.server.base_url, ours=1)
