@@ -1,0 +1,8 @@
+"""Many runs at once: an actor for each, and a supervisor that admits, watches, restarts and gives up."""
+
+from __future__ import annotations
+
+from orchestrator.supervision.state import RunSnapshot, RunState
+from orchestrator.supervision.supervisor import RestartPolicy, Supervisor
+
+__all__ = ["RestartPolicy", "RunSnapshot", "RunState", "Supervisor"]

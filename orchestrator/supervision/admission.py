@@ -1,0 +1,82 @@
+"""Who may start now: a bound on the runs at work, and one run at a time on a thread.
+
+Pure bookkeeping over keys: no actors, no clocks. First come, first served, except that a run whose thread is
+held does not keep the runs behind it waiting.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from itertools import count
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """Hands out places to runs; not thread-safe.
+
+    Args:
+        limit: The most runs at work at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 1:
+            raise ValueError(f"at least one run must be allowed at a time, got {limit}")
+        self._limit = limit
+        self._tickets = count()
+        self._ready: list[tuple[int, str]] = []
+        self._threads: dict[str, str | None] = {}
+        self._holders: dict[str, str] = {}
+        self._parked: dict[str, deque[tuple[int, str]]] = {}
+        self._working: set[str] = set()
+
+    def holder(self, thread_id: str) -> str | None:
+        """The key of the run that has the thread, at work or waiting for a place; `None` when it is free."""
+        return self._holders.get(thread_id)
+
+    def ask(self, key: str, thread_id: str | None) -> None:
+        """Queue for a place, and for the thread if one is given."""
+        ticket = (next(self._tickets), key)
+        self._threads[key] = thread_id
+        if thread_id is None:
+            heapq.heappush(self._ready, ticket)
+        elif thread_id in self._holders:
+            self._parked.setdefault(thread_id, deque()).append(ticket)
+        else:
+            self._holders[thread_id] = key
+            heapq.heappush(self._ready, ticket)
+
+    def hold(self, key: str, thread_id: str) -> None:
+        """Note that a run which asked for no thread has made this one, and holds it."""
+        if key in self._threads and self._threads[key] is None:
+            self._threads[key] = thread_id
+            self._holders.setdefault(thread_id, key)
+
+    def leave(self, key: str) -> None:
+        """Give up the place, or the wait for one; the thread passes on. Repeatable."""
+        thread_id = self._threads.pop(key, None)
+        self._working.discard(key)
+        if thread_id is not None and self._holders.get(thread_id) == key:
+            self._pass_on(thread_id)
+
+    def admitted(self) -> list[str]:
+        """The keys that may start now, in order; each is named once."""
+        keys: list[str] = []
+        while self._ready and len(self._working) < self._limit:
+            _, key = heapq.heappop(self._ready)
+            if key in self._threads:
+                self._working.add(key)
+                keys.append(key)
+        return keys
+
+    def _pass_on(self, thread_id: str) -> None:
+        waiting = self._parked.get(thread_id, deque())
+        while waiting:
+            ticket = waiting.popleft()
+            if ticket[1] in self._threads:
+                self._holders[thread_id] = ticket[1]
+                heapq.heappush(self._ready, ticket)
+                return
+        self._parked.pop(thread_id, None)
+        del self._holders[thread_id]

@@ -1,0 +1,154 @@
+"""What a user holds of one run: its outcome, its events, and the means to end it.
+
+Safe on any thread and on any event loop. It holds no run alive and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import pykka
+
+from orchestrator.errors import OrchestratorClosed
+from orchestrator.runs.inputs import CancelRequested, DetachRequested
+from orchestrator.runtime import refuse_blocking_on_running_loop
+from orchestrator.supervision.supervisor import Forward
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator, Iterator
+    from concurrent.futures import Future
+
+    from orchestrator.runs.result import RunResult, StreamedEvent
+    from orchestrator.runtime import LoopActorRef
+    from orchestrator.supervision.state import RunSnapshot, RunState
+    from orchestrator.supervision.supervisor import Supervisor
+
+__all__ = ["RunHandle"]
+
+
+class RunHandle:
+    """One run, from any thread and from any event loop. Made by `Orchestrator.start()` and `adopt()`.
+
+    Attributes:
+        key: The run's key, unique among the open runs of its orchestrator.
+    """
+
+    def __init__(self, state: RunState, supervisor: LoopActorRef[Supervisor]) -> None:
+        self.key = state.key
+        self._state = state
+        self._supervisor = supervisor
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<RunHandle {self.key} run={self.run_id} thread={self.thread_id} status={self.status}>"
+
+    @property
+    def thread_id(self) -> str | None:
+        """The run's thread; `None` until it is created."""
+        return self._state.record.thread_id
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id; `None` until it is created."""
+        return self._state.record.run_id
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The ids of all the runs this handle stood for, oldest first."""
+        return () if self.run_id is None else (self.run_id,)
+
+    @property
+    def status(self) -> str | None:
+        """The server's status, as it was last seen; `None` before the first look."""
+        return self._state.record.status
+
+    @property
+    def future(self) -> Future[RunResult]:
+        """The outcome, for `concurrent.futures.wait` and `as_completed`; its `cancel()` does nothing.
+
+        What is added by `add_done_callback` runs on one thread for all runs of the orchestrator; a slow
+        callback delays these futures, and neither `result()` nor `await handle`.
+        """
+        self._refuse_fork()
+        return self._state.future
+
+    def done(self) -> bool:
+        """Whether the outcome is known; never blocks."""
+        self._refuse_fork()
+        return self._state.outcome.done()
+
+    def result(self, timeout: float | None = None) -> RunResult:
+        """Wait for the run's end and return its result; blocks, and may be called again.
+
+        Args:
+            timeout: The most seconds to wait; `None` waits as long as the run takes, which its deadline and
+                the cancel timeout bound.
+
+        Returns:
+            The result of a run in any terminal status; `raise_for_status()` tells success from the rest.
+
+        Raises:
+            TimeoutError: The run had not ended by then; it goes on.
+            OrchestratorError: The run could not be conducted to its end; the error names the ids.
+            RuntimeError: An event loop runs on this thread: `await` the handle instead.
+        """
+        refuse_blocking_on_running_loop("RunHandle.result()", "use `await handle`")
+        self._refuse_fork()
+        return self._state.outcome.result(timeout)
+
+    def detach(self) -> None:
+        """Stop conducting the run and leave it to the server; returns at once, may be repeated.
+
+        `result()` then raises `OrchestratorClosed` with the ids, by which `Orchestrator.adopt()` takes the
+        run up again. A create that is under way is waited for, so that the id is known.
+        """
+        self._tell(DetachRequested())
+
+    def cancel(self) -> None:
+        """Ask for the run to end; returns at once, may be repeated, does nothing once the run is over.
+
+        The outcome tells what became of it: usually a result with status `cancelled`, or the run's own
+        result where it ended first.
+        """
+        self._tell(CancelRequested())
+
+    def events(self) -> Iterator[StreamedEvent]:
+        """Iterate over the run's events from its beginning, across tool rounds and lost streams; blocks.
+
+        Every call begins anew, late ones too. Ends when the run is over, and raises nothing for how it ended.
+
+        Raises:
+            RuntimeError: An event loop runs on this thread: use `async for` on the handle instead.
+        """
+        refuse_blocking_on_running_loop("RunHandle.events()", "use `async for event in handle`")
+        self._refuse_fork()
+        return iter(self._state.events)
+
+    def snapshot(self) -> RunSnapshot:
+        """Where the run stands at this moment; never blocks."""
+        return self._state.snapshot()
+
+    def __await__(self) -> Generator[Any, None, RunResult]:
+        """Wait for the result on any event loop; cancelling the waiter leaves the run alone."""
+        self._refuse_fork()
+        return asyncio.wrap_future(self._state.outcome).__await__()
+
+    def __aiter__(self) -> AsyncIterator[StreamedEvent]:
+        """Iterate over the run's events on any event loop; see `events()`."""
+        self._refuse_fork()
+        return self._state.events.__aiter__()
+
+    def _tell(self, input_: CancelRequested | DetachRequested) -> None:
+        self._refuse_fork()
+        with contextlib.suppress(pykka.ActorDeadError):
+            self._supervisor.tell(Forward(state=self._state, input=input_))
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise OrchestratorClosed(
+                f"run {self.run_id or self.key!r} belongs to the parent of this forked process: make a new "
+                f"Orchestrator here and start or adopt runs with it"
+            )

@@ -1,0 +1,247 @@
+"""The requests and tool calls of one run that are under way, and what its actor has still to be told.
+
+They belong to the run, not to one incarnation of its actor: when the actor dies they go on, and what comes
+of them, like everything it was told and had not begun to handle, is told to the successor. Lives on the
+actors' loop; only `start_tools` hands work to other threads, and the outcomes come back through the loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+from orchestrator.errors import APIResponseError, OrchestratorClosed
+from orchestrator.runs.inputs import (
+    CancelRequested,
+    DetachRequested,
+    Input,
+    RequestFailed,
+    Resumed,
+    RunObserved,
+    Started,
+    ToolFinished,
+)
+from orchestrator.runs.record import Phase
+from orchestrator.telemetry import get_logger
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextvars
+    from collections.abc import Callable
+
+    from orchestrator.protocol.objects import ToolCall
+    from orchestrator.runs.backend import Backend
+    from orchestrator.runs.effects import RequestEffect, StartTools
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runtime import LoopThread
+    from orchestrator.tools import ToolExecution, ToolExecutor, ToolFailure, ToolOutcome, ToolRegistry
+
+__all__ = ["InFlight"]
+
+log = get_logger(__name__)
+
+_UNKNOWN_TOOL_REMEDY = (
+    "register a function of this name, Orchestrator(tools=[...]) or start(tools=[...]), "
+    "or take it off the assistant"
+)
+
+Word: TypeAlias = Started | CancelRequested | DetachRequested
+"""What somebody has said of the run; it stands for every incarnation, heard by the last one or not."""
+
+
+class InFlight:
+    """What is under way for one run.
+
+    Args:
+        key: The run's key, for task names and logs.
+        backend: Makes the requests.
+        executor: Runs the tools.
+        registry: The tools this run may call.
+        context: The user's object for `ToolContext.state`.
+        contextvars_context: The context variables of the caller of `start()`, seen by tools.
+        loop_thread: The actors' loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        backend: Backend,
+        executor: ToolExecutor,
+        registry: ToolRegistry,
+        context: object,
+        contextvars_context: contextvars.Context,
+        loop_thread: LoopThread,
+    ) -> None:
+        self.backend = backend
+        self._key = key
+        self._executor = executor
+        self._registry = registry
+        self._context = context
+        self._contextvars = contextvars_context
+        self._loop_thread = loop_thread
+        self._tell: Callable[[Input], None] | None = None
+        self._words: dict[type[Word], Word] = {}
+        self._answers: deque[Input] = deque()
+        self._requests: dict[int, asyncio.Task[None]] = {}
+        self._round = 0
+        self._executions: dict[str, ToolExecution] = {}
+        self._outcomes: dict[str, ToolFinished] = {}
+        self._closed = False
+
+    def attach(self, tell: Callable[[Input], None], record: RunRecord) -> None:
+        """Tell this incarnation everything from now on: first what is under way, then what it missed.
+
+        Args:
+            tell: Puts an input into the actor's mailbox.
+            record: What the actor goes on from.
+        """
+        if self._closed:
+            return
+        outcomes = self._unrecorded_outcomes(record)
+        tell(self._resumed(outcomes))
+        for word in self._words.values():
+            if not isinstance(word, Started) or record.phase is Phase.ADMITTED:
+                tell(word)
+        for input_ in (*outcomes.values(), *self._answers):
+            tell(input_)
+        self._tell = tell
+
+    def _unrecorded_outcomes(self, record: RunRecord) -> dict[str, ToolFinished]:
+        if record.round != self._round:
+            return {}  # the last round's; servers use the same ids again
+        recorded = record.results_of(record.round)
+        return {id_: outcome for id_, outcome in self._outcomes.items() if id_ not in recorded}
+
+    def _resumed(self, outcomes: dict[str, ToolFinished]) -> Resumed:
+        answered = {number for answer in self._answers if (number := getattr(answer, "number", None))}
+        return Resumed(
+            in_flight=frozenset(self._requests) | answered,
+            open_calls=frozenset(self._executions) | frozenset(outcomes),
+        )
+
+    def detach(self) -> None:
+        """Nobody conducts the run for now: keep what is to be told."""
+        self._tell = None
+
+    def report(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
+        """Tell whoever conducts the run, now or later."""
+        if isinstance(input, Started | CancelRequested | DetachRequested):
+            self._words[type(input)] = input
+        else:
+            self._answers.append(input)
+        if self._tell is not None:
+            self._tell(input)
+
+    def take(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
+        """The actor handles this now, and nobody will be told it again: should it kill, it kills once."""
+        if self._answers and self._answers[0] is input:
+            self._answers.popleft()
+
+    def run_seen(self, number: int | None) -> str | None:
+        """The id of the run that a create showed, where the actor has not come to handle that."""
+        seen = (answer for answer in self._answers if isinstance(answer, RunObserved))
+        return next((answer.run.id for answer in seen if answer.number == number), None)
+
+    def send(self, effect: RequestEffect) -> None:
+        """Make a request, in a task of its own; none once the run is over."""
+        if self._closed:
+            return
+        name = f"{self._key}:{type(effect).__name__}:{effect.number}"
+        task = self._loop_thread.create_task(self._perform(effect), name=name)
+        self._requests[effect.number] = task
+        task.add_done_callback(lambda _: self._requests.pop(effect.number, None))
+
+    def close_stream(self, number: int) -> None:
+        """Close the stream that a request opened; nothing more is told of it."""
+        task = self._requests.pop(number, None)
+        if task is not None:
+            task.cancel()
+
+    async def _perform(self, effect: RequestEffect) -> None:
+        try:
+            await self.backend.perform(effect, self.report)
+        except Exception as error:
+            # A backend that breaks its promise must not leave the run waiting for an answer for ever.
+            log.exception("run.request_broken", run_key=self._key, request=type(effect).__name__)
+            broken = APIResponseError(
+                f"the request could not be made or its answer not be used: {type(error).__name__}: {error}",
+                method="?",
+                path=type(effect).__name__,
+            )
+            self.report(RequestFailed(number=effect.number, error=broken))
+
+    def start_tools(self, effect: StartTools, *, run_id: str, thread_id: str) -> None:
+        """Start calls; each one's outcome is told exactly once to each incarnation that has to know it."""
+        if self._closed:
+            return
+        if effect.round != self._round:
+            self._round = effect.round
+            self._outcomes.clear()
+        for call in effect.calls:
+            self._start_tool(call, effect, run_id=run_id, thread_id=thread_id)
+
+    def _start_tool(self, call: ToolCall, effect: StartTools, *, run_id: str, thread_id: str) -> None:
+        def done(outcome: ToolOutcome) -> None:
+            # From a tool's thread, perhaps after the loop has ended with the last orchestrator.
+            try:
+                self._loop_thread.call_soon(self._finish_tool, effect.round, outcome)
+            except OrchestratorClosed:
+                log.debug("run.tool_outcome_dropped", run_key=self._key, call_id=call.id)
+
+        if self._registry.get(call.function.name) is None:
+            log.warning(
+                "run.tool_unknown",
+                tool=call.function.name[:200],
+                call_id=call.id,
+                run_key=self._key,
+                run_id=run_id,
+                thread_id=thread_id,
+                remedy=f"{_UNKNOWN_TOOL_REMEDY}; the model was told that it does not exist",
+            )
+        self._executions[call.id] = self._executor.start(
+            call,
+            self._registry,
+            run_id=run_id,
+            thread_id=thread_id,
+            state=self._context,
+            timeout_s=effect.bound_s,
+            contextvars_context=self._contextvars,
+            on_done=done,
+        )
+
+    def _finish_tool(self, round_number: int, outcome: ToolOutcome) -> None:
+        if round_number != self._round or self._executions.pop(outcome.call_id, None) is None:
+            return
+        failure = outcome.error
+        finished = ToolFinished(
+            round=round_number,
+            call_id=outcome.call_id,
+            output=outcome.output,
+            error=None if failure is None else _described(failure),
+            duration_s=outcome.duration_s,
+        )
+        # Kept for the whole round, not until it is taken: an actor's death is no reason to call again.
+        self._outcomes[outcome.call_id] = finished
+        if self._tell is not None:
+            self._tell(finished)
+
+    def stop_tools(self) -> None:
+        """Stop every call that is under way; nothing more is told of them."""
+        executions, self._executions = self._executions, {}
+        for execution in executions.values():
+            execution.cancel()
+
+    def close(self) -> None:
+        """The run is over: abandon everything that is under way, and take on nothing more. Repeatable."""
+        self._closed = True
+        self.detach()
+        self.stop_tools()
+        for number in tuple(self._requests):
+            self.close_stream(number)
+
+
+def _described(failure: ToolFailure) -> str:
+    """What `ToolCallResult.error` says to the user, who unlike the model can register a tool."""
+    remedy = f"; {_UNKNOWN_TOOL_REMEDY}" if failure.kind == "unknown_tool" else ""
+    return f"{failure.kind}: {failure.message}{remedy}"

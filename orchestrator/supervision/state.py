@@ -1,0 +1,215 @@
+"""A run as it is seen from outside: its outcome, its events, a snapshot. Safe to read from any thread.
+
+The run's actor and the supervisor write it, handles and consumers read it. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import pykka
+
+from orchestrator.runs.record import Phase
+from orchestrator.runtime import on_loop_thread
+from orchestrator.supervision.events import EventLog
+from orchestrator.supervision.remedies import explain
+
+if TYPE_CHECKING:
+    from orchestrator.runs.effects import Finish
+    from orchestrator.runs.lifecycle import Lifecycle
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.result import RunResult, StreamedEvent
+    from orchestrator.tools.threads import ThreadPool
+
+__all__ = ["RunSnapshot", "RunState"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSnapshot:
+    """A run at one moment.
+
+    Attributes:
+        key: The run's key in this process.
+        phase: Where the run stands for the orchestrator.
+        status: The server's status, as it was last seen; `None` before the first look.
+        thread_id: The thread, or `None` while it is not known.
+        run_id: The run, or `None` while it is not known.
+        age_s: Seconds since `start()`, up to the run's end.
+        idle_s: Seconds since the run was last seen to move.
+        round: How many batches of tool calls there were.
+        tool_calls: How many tool calls have their outcome.
+        open_calls: Ids of the calls that are under way.
+        restarts: How often the run's actor was started again.
+        waits_for: What it waits for, in a few words.
+    """
+
+    key: str
+    phase: Phase
+    status: str | None
+    thread_id: str | None
+    run_id: str | None
+    age_s: float
+    idle_s: float
+    round: int
+    tool_calls: int
+    open_calls: tuple[str, ...]
+    restarts: int
+    waits_for: str
+
+
+class RunState:
+    """One run's outcome and events.
+
+    An outcome is first noted, by whoever ends the run, and then handed over, once nothing of the run is left:
+    who learns of it may use the run's key and its place at once.
+
+    Args:
+        record: The run's first record.
+        server: The base URL of its requests, for messages.
+        resolver: Where `future` is resolved, so that a user's callback runs neither on the actors' loop nor
+            between a run's end and those who wait for `outcome`.
+
+    Attributes:
+        key: The run's key.
+        outcome: The outcome, for our own use: its callbacks run on the actors' loop and must be quick.
+        events: Everything the run published.
+        restarts: How often the run's actor was started again.
+        parked: The run waits for another one on its thread.
+    """
+
+    def __init__(self, record: RunRecord, *, server: str, resolver: ThreadPool) -> None:
+        self.key = record.key
+        self.outcome: Future[RunResult] = _uncancellable()
+        self.events: EventLog[StreamedEvent] = EventLog()
+        self.restarts = 0
+        self.parked = False
+        self._started_at = self._moved_at = time.monotonic()
+        self._ended_at: float | None = None
+        self._server = server
+        self._resolver = resolver
+        self._record = record
+        self._lifecycle: Lifecycle | None = None
+        self._finish: Finish | None = None
+        self._future: Future[RunResult] | None = None
+        self._future_lock = threading.Lock()
+        self._subscribers: list[pykka.ActorRef[Any]] = []
+
+    @property
+    def record(self) -> RunRecord:
+        """The run's record, as its actor has it now."""
+        lifecycle = self._lifecycle
+        return self._record if lifecycle is None else lifecycle.record
+
+    @property
+    def finished(self) -> bool:
+        """Whether the outcome is noted; it may not be handed over yet."""
+        return self._finish is not None
+
+    @property
+    def future(self) -> Future[RunResult]:
+        """The outcome, for users: what they add to it runs on a thread of its own.
+
+        It cannot be cancelled; `RunHandle.cancel()` cancels the run.
+        """
+        with self._future_lock:
+            if self._future is None:
+                self._future = _uncancellable()
+                self._follow_outcome(self._future)
+            return self._future
+
+    def _follow_outcome(self, future: Future[RunResult]) -> None:
+        def resolve(_: Future[RunResult]) -> None:
+            # Called at once where the outcome is known already: nobody can have added a callback yet.
+            if on_loop_thread():
+                self._resolver.submit(lambda: _copy(self.outcome, future))
+            else:
+                _copy(self.outcome, future)
+
+        self.outcome.add_done_callback(resolve)
+
+    def conducted_by(self, lifecycle: Lifecycle) -> None:
+        """From now on this machine says where the run stands."""
+        self._lifecycle = lifecycle
+
+    def tell_events_to(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor every event from now on; one that is dead is forgotten."""
+        self._subscribers.append(ref)
+
+    def publish(self, event: StreamedEvent) -> None:
+        """Add an event. On the actors' loop."""
+        self.events.append(event)
+        for ref in tuple(self._subscribers):
+            try:
+                ref.tell(event)
+            except pykka.ActorDeadError:
+                self._subscribers.remove(ref)
+
+    def finish(self, finish: Finish) -> None:
+        """Note the outcome. On the actors' loop; the first one stands."""
+        if self._finish is not None:
+            return
+        self._finish = finish
+        self._ended_at = time.monotonic()
+        if self._lifecycle is not None:
+            self._record = self._lifecycle.record
+            self._moved_at = self._lifecycle.progressed_at
+            # A handle that is kept must not keep the machine.
+            self._lifecycle = None
+        if finish.error is not None:
+            explain(finish.error, self._record, self._server)
+
+    def hand_over(self) -> None:
+        """Tell everybody the outcome that was noted, once. On the actors' loop."""
+        assert self._finish is not None
+        if self._finish.error is not None:
+            self.outcome.set_exception(self._finish.error)
+        else:
+            self.outcome.set_result(cast("RunResult", self._finish.result))
+        # In this order, so that a reader who has seen the last event finds the run done.
+        self.events.close()
+
+    def snapshot(self) -> RunSnapshot:
+        """The run at this moment; from any thread."""
+        lifecycle = self._lifecycle
+        record = self._record if lifecycle is None else lifecycle.record
+        now = self._ended_at or time.monotonic()
+        moved_at = self._moved_at if lifecycle is None else max(self._moved_at, lifecycle.progressed_at)
+        return RunSnapshot(
+            key=self.key,
+            phase=record.phase if self._finish is None else Phase.FINISHED,
+            status=record.status,
+            thread_id=record.thread_id,
+            run_id=record.run_id,
+            age_s=now - self._started_at,
+            idle_s=max(0.0, now - moved_at),
+            round=record.round,
+            tool_calls=len(record.results),
+            open_calls=() if lifecycle is None else tuple(call.id for call in lifecycle.open_calls),
+            restarts=self.restarts,
+            waits_for=self._waits_for(lifecycle),
+        )
+
+    def _waits_for(self, lifecycle: Lifecycle | None) -> str:
+        if self._finish is not None:
+            return "nothing"
+        if self.parked:
+            return f"its turn on thread {self._record.thread_id}"
+        return "admission" if lifecycle is None else lifecycle.waits_for
+
+
+def _uncancellable() -> Future[RunResult]:
+    future: Future[RunResult] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _copy(outcome: Future[RunResult], future: Future[RunResult]) -> None:
+    error = outcome.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(outcome.result())
