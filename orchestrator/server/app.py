@@ -1,0 +1,180 @@
+"""The ASGI application: routes behind one door.
+
+Owns what happens to every request: its id, who may pass, the error envelope, the access log; and the order
+in which the parts start and stop. It may be mounted elsewhere; `orchestrator.server.serve` runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, Router
+
+from orchestrator.server.engine import Engine
+from orchestrator.server.execution import Execution
+from orchestrator.server.http import Backend
+from orchestrator.server.refusal import RefusalError
+from orchestrator.server.routes import all_routes
+from orchestrator.server.rules import RuleModel
+from orchestrator.server.security import Gate
+from orchestrator.server.store import Store
+from orchestrator.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from orchestrator.server.models import Model
+
+__all__ = ["PREFIX", "create_app"]
+
+_log = get_logger(__name__)
+
+PREFIX: Final = "/v1"
+"""Where the protocol's paths begin."""
+
+
+def create_app(
+    *,
+    db: Path,
+    model: Model | None = None,
+    api_keys: Sequence[str] = (),
+    run_ttl_s: float = 600.0,
+    clock: Callable[[], float] = time.time,
+    observe: Callable[[str, str], None] | None = None,
+) -> Starlette:
+    """Build the server as an ASGI application; nothing is opened until its lifespan starts.
+
+    Args:
+        db: The SQLite file; created when it does not exist, and held exclusively while the app runs.
+        model: What answers; by default the rule engine without rules.
+        api_keys: The accepted keys; without any, only local callers are served.
+        run_ttl_s: Seconds after which a run that is not over expires.
+        clock: Unix seconds.
+        observe: Called on the loop with method and path of every request, before it is handled.
+
+    Returns:
+        The application; `state.backend` holds the running parts.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        store = Store(db)
+        await asyncio.to_thread(store.open)
+        execution = Execution(store=store, model=model or RuleModel(), clock=clock)
+        engine = Engine(store=store, execution=execution, run_ttl_s=run_ttl_s, clock=clock)
+        try:
+            await engine.start()
+            app.state.backend = Backend(store=store, engine=engine, execution=execution, clock=clock)
+            yield
+            await execution.stop()
+        finally:
+            # On the loop, which nobody needs any more: what the engine saved last is handed over here.
+            store.close()
+
+    return Starlette(
+        routes=[
+            Route("/healthz", _healthz, methods=["GET"]),
+            Mount(PREFIX, app=Router(all_routes(), redirect_slashes=False)),
+        ],
+        middleware=[Middleware(_Door, gate=Gate(api_keys), observe=observe)],
+        exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
+        lifespan=lifespan,
+    )
+
+
+async def _healthz(_request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusalError)
+    return Response(error.body(), status_code=error.status, media_type="application/json")
+
+
+async def _unknown_url(request: Request, _error: Exception) -> Response:
+    text = f"Invalid URL ({request.method} {request.url.path})"
+    return await _refused(request, RefusalError(404, text, code="unknown_url"))
+
+
+async def _wrong_method(request: Request, _error: Exception) -> Response:
+    text = f"Not allowed to {request.method} on {request.url.path}."
+    return await _refused(request, RefusalError(405, text))
+
+
+class _Door:
+    """The outermost layer: gives every answer an id, lets no exception out, and logs what was served."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        observe: Callable[[str, str], None] | None,
+    ) -> None:
+        self._app = app
+        self._gate = gate
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(send)
+        began = time.perf_counter()
+        if self._observe is not None:
+            self._observe(scope["method"], scope["path"])
+        try:
+            if scope["path"] != "/healthz":
+                scope.setdefault("state", {})["scope"] = self._gate.admit(Headers(scope=scope))
+            await self._app(scope, receive, exchange.send)
+        except RefusalError as refused:
+            await exchange.refuse(refused, scope, receive)
+        except ClientDisconnect:
+            pass  # It left in the middle of its own request: there is nobody to answer, and nothing is amiss.
+        except Exception:  # noqa: BLE001 - the caller gets a 500 without a stack trace, the log gets it all
+            _log.exception("server.request_failed", path=scope["path"], request_id=exchange.request_id)
+            error = RefusalError(500, "The server had an error.", type="server_error")
+            await exchange.refuse(error, scope, receive)
+        _log.info(
+            "server.request",
+            method=scope["method"],
+            path=scope["path"],
+            status=exchange.status,
+            ms=round(1000 * (time.perf_counter() - began), 1),
+            request_id=exchange.request_id,
+        )
+
+
+class _Exchange:
+    """One answer on its way out."""
+
+    def __init__(self, send: Send) -> None:
+        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.status = 0
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; the first carries the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        await self._send(message)
+
+    async def refuse(self, error: RefusalError, scope: Scope, receive: Receive) -> None:
+        """Answer with an error, unless an answer has begun; then its cut-off body has to say it."""
+        if self.status == 0:
+            response = Response(error.body(), status_code=error.status, media_type="application/json")
+            await response(scope, receive, self.send)

@@ -1,0 +1,92 @@
+"""A listening socket and the uvicorn server on it, made the same way for a process and for a test.
+
+Owns how uvicorn is configured and how it stops: open streams are ended first, so that a stop takes
+fractions of a second however long the runs behind them last. Knows no operation and no file.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from starlette.applications import Starlette
+
+__all__ = ["Server", "listen", "url_of"]
+
+_GRACE_S: Final = 2
+"""How long requests that are being answered may take to finish, once their streams were ended."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a socket; port 0 picks a free one. It accepts nothing yet.
+
+    Raises:
+        OSError: The host is unknown, or the port is taken or not allowed.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket, prefix: str) -> str:
+    """Return the base URL under which a bound socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}{prefix}"
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that tells when it listens, ends its streams first, and exits with 0 on a signal.
+
+    Args:
+        app: What `orchestrator.server.app.create_app` made.
+        on_listening: Called once on the server's loop when connections are accepted.
+    """
+
+    def __init__(self, app: Starlette, *, on_listening: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # Longer than clients keep idle connections, so that they rarely write to one being closed.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._app = app
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams, then stop as uvicorn does."""
+        self._app.state.backend.execution.end_streams()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Stop on the first signal, at once on the second.
+
+        uvicorn's own would raise the signal again after the stop, and the process would die of it.
+        """
+        self.force_exit = self.should_exit
+        self.should_exit = True

@@ -1,0 +1,90 @@
+"""Who may talk to the server: keys, and what protects a server without one from web pages.
+
+Owns the comparison of keys, the rule about loopback, and which hosts and origins count as local. Reads
+header values; knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from orchestrator.server.refusal import RefusalError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["Gate", "is_loopback"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine and nothing else; brackets are allowed."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Gate:
+    """Lets a request in or raises.
+
+    Without keys only local callers are served: `Host` must be loopback, which stops DNS rebinding, and a page
+    of another origin is refused. With keys neither matters, since a page does not have one.
+
+    Args:
+        keys: The accepted API keys; only their hashes are kept.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._hashes = [_hash(key) for key in keys]
+
+    def admit(self, headers: Mapping[str, str]) -> str:
+        """Check a request's headers; return what scopes its idempotency keys (a hash, `""` without keys).
+
+        Raises:
+            RefusalError: 401 for a missing or wrong key, 403 for a foreign host or origin.
+        """
+        if not self._hashes:
+            _check_local(headers)
+            return ""
+        given = _hash(_key(headers))
+        # Every key is compared, so that the time taken does not tell how many there are before the right one.
+        if not max([hmac.compare_digest(given, known) for known in self._hashes]):
+            raise RefusalError(401, "Incorrect API key provided.", code="invalid_api_key")
+        return given.hex()
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _key(headers: Mapping[str, str]) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    key = token.strip() if scheme.lower() == "bearer" else headers.get("api-key", "")
+    if not key:
+        raise RefusalError(
+            401,
+            "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or as 'api-key: KEY'.",
+            code="invalid_api_key",
+        )
+    return key
+
+
+def _check_local(headers: Mapping[str, str]) -> None:
+    if not is_loopback(_host_of(f"//{headers.get('host', '')}")):
+        raise RefusalError(403, "Without an API key this server answers only to a loopback 'Host'.")
+    origin = headers.get("origin")
+    if origin is not None and not is_loopback(_host_of(origin)):
+        raise RefusalError(403, "Without an API key this server refuses requests of web pages.")
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,151 @@
+"""`orchestrator serve`: the server as a process of its own.
+
+Owns what a process needs around the application: the socket, the file, the script, the log on stderr,
+signals and exit codes. `orchestrator.cli` calls `run` with what its options say.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from orchestrator.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.server.script import Script
+
+__all__ = ["run"]
+
+
+class _BadConfigurationError(Exception):
+    """The server cannot start as it was asked to; the text is one line for stderr."""
+
+
+def run(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    db: Path | None = None,
+    api_keys: Sequence[str] = (),
+    script: Path | None = None,
+    run_ttl_s: float = 600.0,
+    log_level: Literal["debug", "info", "warning", "error"] = "info",
+    on_listening: Callable[[str], None] | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; blocks, and must be called on the main thread to get the signals.
+
+    Prints `listening on http://HOST:PORT/v1` on stdout once connections are accepted, and logs to stderr.
+    On a signal, open streams are ended, what was accepted is on disk, and the call returns within two seconds
+    or so.
+
+    Args:
+        host: Address to listen on; one that is not loopback needs at least one key.
+        port: TCP port; 0 picks a free one.
+        db: The SQLite file, kept and taken up again; without one, a temporary file, removed at the end.
+        api_keys: The accepted keys; without any, only local callers are served.
+        script: Rules for the built-in model (`orchestrator.server.script`); a Python file is executed.
+        run_ttl_s: Seconds after which a run that is not over expires.
+        log_level: `"debug"`, `"info"` (a line per request), `"warning"` or `"error"`.
+        on_listening: Called with the base URL instead of the line on stdout being printed.
+
+    Returns:
+        The exit code: 0 after a signal, 2 for a configuration that cannot work (one line on stderr says why).
+    """
+    configure_logging(level=log_level)
+    try:
+        with ExitStack() as resources:
+            _serve(
+                resources,
+                _listen(host, port, api_keys),
+                db or _temporary(resources),
+                _script(script),
+                api_keys=api_keys,
+                run_ttl_s=run_ttl_s,
+                announce=on_listening or _print_listening,
+            )
+    except _BadConfigurationError as error:
+        print(f"orchestrator serve: {error}", file=sys.stderr)  # noqa: T201 - the command's own message
+        return 2
+    return 0
+
+
+def _serve(
+    resources: ExitStack,
+    listener: socket.socket,
+    db: Path,
+    script: Script,
+    *,
+    api_keys: Sequence[str],
+    run_ttl_s: float,
+    announce: Callable[[str], None],
+) -> None:
+    from orchestrator.server.app import PREFIX, create_app
+    from orchestrator.server.listener import Server, url_of
+    from orchestrator.server.rules import RuleModel
+
+    resources.callback(listener.close)
+    _check_db(db)
+    url = url_of(listener, PREFIX)
+    app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
+
+
+def _print_listening(url: str) -> None:
+    print(f"listening on {url}", flush=True)  # noqa: T201 - what starters of the process wait for
+
+
+def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
+    from orchestrator.server.listener import listen
+    from orchestrator.server.security import is_loopback
+
+    if not api_keys and not is_loopback(host):
+        raise _BadConfigurationError(
+            f"refusing to listen on {host} without an API key: give a key, or listen on 127.0.0.1"
+        )
+    if not all(api_keys):
+        raise _BadConfigurationError("an API key is empty")
+    try:
+        return listen(host, port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def _script(path: Path | None) -> Script:
+    from orchestrator.server.script import ScriptError, load
+
+    try:
+        return () if path is None else load(path)
+    except ScriptError as error:
+        raise _BadConfigurationError(" ".join(str(error).split())) from None
+
+
+def _temporary(resources: ExitStack) -> Path:
+    directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-"))
+    return Path(directory) / "orchestrator.sqlite"
+
+
+def _check_db(path: Path) -> None:
+    """Open the file once before anything is announced, so that a bad one is a line and not a stack trace."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from orchestrator.server.schema import SchemaMismatchError
+    from orchestrator.server.store import Store
+
+    store = Store(path)
+    try:
+        store.open()
+    except OSError as error:
+        raise _BadConfigurationError(f"cannot use the database {path}: {error.strerror}") from None
+    except SchemaMismatchError as error:
+        raise _BadConfigurationError(f"cannot use the database {path}: {error}") from None
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", error)).partition("\n")[0]
+        raise _BadConfigurationError(f"cannot use the database {path}: {reason}") from None
+    store.close()

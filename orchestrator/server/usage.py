@@ -1,0 +1,99 @@
+"""What a run uses: tokens counted, limits kept, and each token accounted for in one step.
+
+Owns the arithmetic on a run's `usage` and its two limits. Knows nothing of events or of time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.server import objects
+from orchestrator.server.models import CHARS_PER_TOKEN, tokens_in
+
+if TYPE_CHECKING:
+    from orchestrator.protocol.objects import JSON
+    from orchestrator.server.models import Finish
+
+__all__ = ["Meter", "TokenLimitError"]
+
+
+class TokenLimitError(Exception):
+    """The run has used up `max_prompt_tokens` or `max_completion_tokens`.
+
+    Attributes:
+        reason: The limit's name, as `incomplete_details` wants it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Meter:
+    """Counts one run's tokens, and writes them into its `usage` as each completion ends.
+
+    Args:
+        run: The run object.
+    """
+
+    def __init__(self, run: JSON) -> None:
+        self._run = run
+        self._said = 0
+        self._prompt_tokens = 0
+        self._accounted = objects.usage()
+
+    def begin(self, prompt_tokens: int) -> None:
+        """Begin to count a completion.
+
+        Raises:
+            TokenLimitError: The prompt does not fit into what is left of `max_prompt_tokens`.
+        """
+        limit = self._run["max_prompt_tokens"]
+        if limit is not None and self._spent("prompt_tokens") + prompt_tokens > limit:
+            raise TokenLimitError("max_prompt_tokens")
+        self._prompt_tokens = prompt_tokens
+
+    def take(self, text: str) -> str:
+        """Count a piece as said; return as much of it as `max_completion_tokens` allows."""
+        limit = self._run["max_completion_tokens"]
+        if limit is not None:
+            left = CHARS_PER_TOKEN * (limit - self._spent("completion_tokens")) - self._said
+            text = text[: max(0, left)]
+        self._said += len(text)
+        return text
+
+    def finish(self, finish: Finish) -> dict[str, int]:
+        """Add the completion to the run's usage and return it; the model's own counts win."""
+        prompt, completion = finish.prompt_tokens, finish.completion_tokens
+        usage = objects.usage(
+            self._prompt_tokens if prompt is None else prompt,
+            tokens_in(self._said) if completion is None else completion,
+        )
+        self._add(usage)
+        return usage
+
+    def cut_off(self) -> None:
+        """Add a completion that never finished; a run that ends has its usage, be it zero."""
+        self._add(objects.usage(self._prompt_tokens, tokens_in(self._said)))
+
+    def account(self, step: JSON) -> None:
+        """Note that a step has ended and carries its own usage."""
+        for what, tokens in (step["usage"] or {}).items():
+            self._accounted[what] += tokens
+
+    def unaccounted(self) -> dict[str, int]:
+        """Return what the run has used and no ended step carries: it belongs to the step that ends next."""
+        prompt, completion = (
+            self._spent(what) - self._accounted[what] for what in ("prompt_tokens", "completion_tokens")
+        )
+        return objects.usage(prompt, completion)
+
+    def _add(self, usage: dict[str, int]) -> None:
+        self._run["usage"] = objects.usage(
+            self._spent("prompt_tokens") + usage["prompt_tokens"],
+            self._spent("completion_tokens") + usage["completion_tokens"],
+        )
+        self._said = self._prompt_tokens = 0
+
+    def _spent(self, what: str) -> int:
+        return 0 if self._run["usage"] is None else int(self._run["usage"][what])

@@ -1,0 +1,1 @@
+"""Tests of the embedded server: real HTTP over loopback sockets, every answer checked against the schema."""

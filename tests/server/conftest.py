@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator.testing import running_server
+from server.speaker import Speaker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SCRIPT = r"""
+rules:
+  - name: weather
+    match: '(?i)weather in (?P<cities>.+)\?'
+    steps:
+      - call:
+          - {tool: get_weather, for_each: '(?P<city>[A-Z]\w+)', arguments: {city: '{city}', unit: c}}
+      - say:
+          - 'It is '
+          - {each: get_weather, text: '{city} {output.celsius}', join: ' and '}
+  - name: rounds
+    match: 'rounds'
+    steps:
+      - call: {tool: get_time, arguments: {zone: utc}}
+      - call: {tool: get_weather, arguments: {city: Oslo, hour: '{get_time.hour}'}}
+      - say: 'At {get_time.hour} it is {get_weather}.'
+  - name: slow
+    match: 'slow'
+    steps:
+      - say: 'one'
+      - think_s: 600
+      - say: 'two'
+  - name: thinking
+    match: 'think'
+    steps:
+      - think_s: 600
+  - name: failing
+    match: 'fail as (?P<how>\w+)'
+    steps:
+      - say: 'I try'
+      - fail: {code: rate_limit_exceeded, message: 'too much, {how}'}
+  - name: long
+    match: 'long'
+    piece_chars: 100
+    steps:
+      - say: 'LONG'
+  - name: overrun
+    match: 'overrun'
+    steps:
+      - say: 'and so'
+      - overrun: true
+  - name: invalid arguments
+    match: 'invalid'
+    steps:
+      - call: {tool: get_weather, arguments_raw: '{"city": '}
+  - name: hello
+    match: 'hello'
+    steps:
+      - say: 'Hello, how are you today, dear reader of streams?'
+""".replace("LONG", "words " * 400)
+
+
+@pytest.fixture(scope="session")
+def speaker() -> Iterator[Speaker]:
+    """A client of a server with the rules above; shared, so a test makes its own threads."""
+    with running_server(SCRIPT) as server:
+        client = Speaker(server)
+        with client.http:
+            yield client

@@ -1,0 +1,176 @@
+"""What time and restarts do to runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from orchestrator.server import objects
+from orchestrator.server.execution import Execution
+from orchestrator.server.rules import RuleModel
+from orchestrator.server.store import Store
+from orchestrator.testing import FakeClock, running_server
+from server.conftest import SCRIPT
+from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def _speaking(db: Path | None = None, **options: Any) -> Iterator[Speaker]:
+    with running_server(SCRIPT, db=db, **options) as server:
+        speaker = Speaker(server)
+        with speaker.http:
+            yield speaker
+
+
+def test_a_run_that_waits_too_long_expires_and_takes_no_more_outputs() -> None:
+    with _speaking(run_ttl_s=0.5) as speaker:
+        path, (call_id,) = speaker.waiting("Weather in Oslo?", WEATHER)
+        run = speaker.until(path, "expired")
+        assert run["required_action"] is None
+        (step,) = speaker.ok("GET", f"{path}/steps")["data"]
+        assert step["status"] == "expired"
+        assert step["expired_at"] is not None
+        error = speaker.refused(400, "POST", f"{path}/submit_tool_outputs", outputs((call_id, "1")))
+        assert error["message"] == 'Runs in status "expired" do not accept tool outputs.'
+        error = speaker.refused(400, "POST", f"{path}/cancel")
+        assert error["message"] == "Cannot cancel run with status 'expired'."
+
+
+def test_a_waiting_run_expires_within_the_turn_of_its_timer_so_that_no_late_output_slips_in(
+    tmp_path: Path,
+) -> None:
+    async def expire() -> str:
+        store = Store(tmp_path / "runs.sqlite")
+        store.open()
+        try:
+            execution = Execution(store=store, model=RuleModel(), clock=FakeClock())
+            assistant = objects.assistant(created_at=0, fields={"model": "m"})
+            run = objects.run(
+                run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
+            )
+            run["status"] = "requires_action"
+            active = execution.register(run, [], ttl_s=600)
+            execution._expire(active)
+            status = active.status
+            await execution.stop()
+        finally:
+            store.close()
+        return status
+
+    assert asyncio.run(expire()) == "expired"
+
+
+def test_a_run_that_works_too_long_expires_in_the_middle_of_its_message() -> None:
+    with _speaking(run_ttl_s=0.5) as speaker:
+        thread_id = speaker.thread("slow")
+        events = speaker.stream(f"/threads/{thread_id}/runs", {"assistant_id": speaker.assistant()})
+        assert names(events)[-5:] == [
+            *("message.delta", "message.incomplete", "run.step.expired", "run.expired", "done"),
+        ]
+        assert events[-4][1]["incomplete_details"] == {"reason": "run_expired"}
+
+
+def test_a_waiting_run_goes_on_after_a_restart_on_the_same_file(tmp_path: Path) -> None:
+    db = tmp_path / "runs.sqlite"
+    with _speaking(db) as speaker:
+        path, (time_call,) = speaker.waiting("rounds", WEATHER, TIME)
+        run = speaker.ok("GET", path)
+    with _speaking(db) as speaker:
+        assert speaker.ok("GET", path) == run
+        thread = path.split("/runs")[0]
+        speaker.refused(400, "POST", f"{thread}/messages", {"role": "user", "content": "locked still"})
+        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((time_call, '{"hour": 9}')))
+        (weather_call,) = call_ids(events[-2][1])
+    with _speaking(db) as speaker:
+        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((weather_call, "sunny")))
+        assert events[-4][1]["content"][0]["text"]["value"] == "At 9 it is sunny."
+        steps = speaker.ok("GET", f"{path}/steps")["data"]
+        assert sum(step["usage"]["total_tokens"] for step in steps) == events[-2][1]["usage"]["total_tokens"]
+
+
+def test_a_run_cut_off_in_the_model_fails_at_the_restart_and_frees_its_thread(tmp_path: Path) -> None:
+    db = tmp_path / "runs.sqlite"
+    with _speaking(db) as speaker:
+        thread_id = speaker.thread("slow")
+        body = {"assistant_id": speaker.assistant()}
+        with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
+            run_id = next(data["run_id"] for name, data in stream if name == "thread.message.created")
+    path = f"/threads/{thread_id}/runs/{run_id}"
+    with _speaking(db) as speaker:
+        run = speaker.ok("GET", path)
+        assert (run["status"], run["last_error"]["code"]) == ("failed", "server_error")
+        newest = speaker.ok("GET", f"/threads/{thread_id}/messages")["data"][0]
+        assert (newest["status"], newest["incomplete_details"]) == ("incomplete", {"reason": "run_failed"})
+        assert speaker.ok("GET", f"{path}/steps")["data"][0]["status"] == "failed"
+        speaker.ok("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "free"})
+
+
+def test_a_run_whose_time_passed_while_the_server_was_down_expires_at_the_restart(tmp_path: Path) -> None:
+    db = tmp_path / "runs.sqlite"
+    with _speaking(db, run_ttl_s=1) as speaker:
+        path, _ = speaker.waiting("Weather in Oslo?", WEATHER)
+    with _speaking(db) as speaker:
+        speaker.until(path, "expired")
+
+
+def test_an_idempotency_key_is_remembered_over_a_restart(tmp_path: Path) -> None:
+    db = tmp_path / "runs.sqlite"
+    with _speaking(db) as speaker:
+        where, body = f"/threads/{speaker.thread('hello')}/runs", {"assistant_id": speaker.assistant()}
+        first = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
+    with _speaking(db) as speaker:
+        again = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
+        assert again["id"] == first["id"]
+
+
+def test_stopping_ends_open_streams_with_an_error_and_no_verdict() -> None:
+    events: list[tuple[str, Any]] = []
+    reading = threading.Event()
+
+    def read(speaker: Speaker) -> None:
+        body = {"assistant_id": assistant_id}
+        with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
+            for event in stream:
+                events.append(event)
+                if event[0] == "thread.message.delta":
+                    reading.set()
+
+    with running_server(SCRIPT) as server:
+        speaker = Speaker(server)
+        thread_id, assistant_id = speaker.thread("slow"), speaker.assistant()
+        reader = threading.Thread(target=read, args=(speaker,))
+        reader.start()
+        assert reading.wait(20)
+    reader.join(20)
+    speaker.http.close()
+    assert events[-1][0] == "error"
+    assert events[-1][1]["message"] == "The server is shutting down."
+
+
+def test_a_stopped_server_leaves_no_thread_and_no_file_behind() -> None:
+    before = set(threading.enumerate())
+    with _speaking() as speaker:
+        db = speaker.server.db
+        assert db.stat().st_mode & 0o777 == 0o600
+        path = speaker.run("think")
+        speaker.until(path, "in_progress")
+        assert ("GET", f"/v1{path}") in speaker.server.requests
+    assert set(threading.enumerate()) == before
+    assert not db.parent.exists()
+
+
+def test_a_clock_stands_still_until_it_is_advanced_and_never_goes_back() -> None:
+    clock = FakeClock(10)
+    clock.advance(2.5)
+    assert clock() == clock() == 12.5
+    with pytest.raises(ValueError, match="-1"):
+        clock.advance(-1)
+    assert clock() == 12.5

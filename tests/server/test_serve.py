@@ -1,0 +1,128 @@
+"""`orchestrator serve` as a process: its first line, its signals, its refusals."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BETA = {"openai-beta": "assistants=v2"}
+
+
+def _command(**options: Any) -> list[str]:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom orchestrator.server.serve import run\n"
+        f"sys.exit(run(**{options!r}))".replace("PosixPath(", "Path(")
+    )
+    return [sys.executable, "-c", code]
+
+
+@contextmanager
+def _serving(**options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = _command(port=0, **options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+/v1)\n", line)
+            assert found, (line, process.stderr and process.stderr.read())
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0_even_with_a_stream_open(number: int, tmp_path: Path) -> None:
+    script = tmp_path / "rules.yaml"
+    script.write_text("rules: [{match: x, steps: [{say: hi}, {think_s: 600}]}]")
+    with _serving(script=script, db=tmp_path / "kept.sqlite", api_keys=["secret-key"]) as (process, url):
+        client = httpx.Client(base_url=url, headers={**BETA, "api-key": "secret-key"}, trust_env=False)
+        with client:
+            assistant_id = client.post("/assistants", json={"model": "m"}).json()["id"]
+            thread = {"messages": [{"role": "user", "content": "x"}]}
+            body = {"assistant_id": assistant_id, "thread": thread, "stream": True}
+            with client.stream("POST", "/threads/runs", json=body) as response:
+                lines = response.iter_lines()
+                assert any("thread.message.delta" in line for line in lines)
+                process.send_signal(number)
+                assert "event: error" in list(lines)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "server.request" in errors
+    assert "Traceback" not in errors
+    assert "secret-key" not in errors
+    assert assistant_id not in errors
+    assert not list(tmp_path.glob("kept.sqlite-*")), "the write-ahead log was not folded back"
+
+
+def test_what_it_was_told_is_there_after_a_kill(tmp_path: Path) -> None:
+    db = tmp_path / "kept.sqlite"
+    with _serving(db=db) as (process, url):
+        thread_id = httpx.post(f"{url}/threads", headers=BETA, json={}, trust_env=False).json()["id"]
+        process.kill()
+        process.wait()
+    with _serving(db=db) as (_, url):
+        answer = httpx.get(f"{url}/threads/{thread_id}", headers=BETA, trust_env=False)
+        assert answer.json()["id"] == thread_id
+
+
+def _refused(**options: Any) -> str:
+    done = subprocess.run(
+        _command(**{"port": 0, **options}), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith("orchestrator serve: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in _refused(port=port)
+
+
+def test_a_host_that_others_can_reach_needs_a_key() -> None:
+    assert "refusing to listen on 0.0.0.0 without an API key" in _refused(host="0.0.0.0")
+
+
+def test_an_unreadable_script_is_one_clear_line(tmp_path: Path) -> None:
+    assert "cannot read the script" in _refused(script=tmp_path / "none.yaml")
+    script = tmp_path / "odd.yaml"
+    script.write_text("rules: [{match: x, steps: [{sing: y}]}]")
+    assert "odd.yaml: rule 1: Object contains unknown field `sing`" in _refused(script=script)
+
+
+def test_a_database_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
+    assert "cannot use the database" in _refused(db=tmp_path / "none" / "a.sqlite")
+    text = tmp_path / "text.sqlite"
+    text.write_text("this is no database, only some text that is long enough to be looked at" * 20)
+    assert "file is not a database" in _refused(db=text)
+    newer = tmp_path / "newer.sqlite"
+    with _serving(db=newer) as (process, _):
+        process.terminate()
+        process.wait(timeout=10)
+    import sqlite3
+
+    connection = sqlite3.connect(newer)
+    connection.execute("UPDATE meta SET schema_version = 99")
+    connection.commit()
+    connection.close()
+    assert "its schema has version 99, this program knows 1" in _refused(db=newer)
+
+
+def test_a_file_belongs_to_one_server(tmp_path: Path) -> None:
+    db = tmp_path / "one.sqlite"
+    with _serving(db=db):
+        assert "database is locked" in _refused(db=db)
