@@ -1,0 +1,39 @@
+"""Supervised runs of the Threads/Runs protocol (the "Assistants API"): one actor for each run.
+
+```python
+from orchestrator import Orchestrator, tool
+
+with Orchestrator(base_url="http://127.0.0.1:8765/v1", tools=[get_weather]) as orchestrator:
+    run = orchestrator.start("asst_1", messages="Weather in Oslo and Rome?")
+    print(run.result().raise_for_status().text)
+```
+
+Importing this package starts nothing: no thread, no loop, no connection.
+"""
+
+from __future__ import annotations
+
+from orchestrator.errors import OrchestratorError, ToolError
+from orchestrator.orchestrator import Orchestrator
+from orchestrator.runs.machine import Timing
+from orchestrator.runs.result import Notice, RunResult, ToolCallResult
+from orchestrator.supervision import RestartPolicy, RunSnapshot
+from orchestrator.supervision.handle import RunHandle
+from orchestrator.tools import Tool, ToolContext, ToolRegistry, tool
+
+__all__ = [
+    "Notice",
+    "Orchestrator",
+    "OrchestratorError",
+    "RestartPolicy",
+    "RunHandle",
+    "RunResult",
+    "RunSnapshot",
+    "Timing",
+    "Tool",
+    "ToolCallResult",
+    "ToolContext",
+    "ToolError",
+    "ToolRegistry",
+    "tool",
+]

@@ -1,0 +1,599 @@
+"""The façade: `Orchestrator` starts and ends runs, `RunHandle` is what a user holds of one.
+
+Owns the public signatures, the checks that need no server, and the order in which things are made and torn
+down. It decides nothing about a run: that is the lifecycle's, and who may run is the supervisor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import random
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import pykka
+from msgspec import UNSET, UnsetType
+
+from orchestrator.client import AsyncThreadsClient, endpoints
+from orchestrator.client.call import CallOptions
+from orchestrator.errors import OrchestratorClosed, OrchestratorError, Overloaded
+from orchestrator.journal import MemoryJournal
+from orchestrator.runs.backend import ThreadsBackend
+from orchestrator.runs.machine import Timing
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.request import (
+    Messages,
+    OnDeadline,
+    RunRequest,
+    Watch,
+    normalized_messages,
+    require_choice,
+    require_seconds,
+)
+from orchestrator.runtime import acquire, refuse_blocking_on_running_loop
+from orchestrator.supervision import RestartPolicy, RunSnapshot, RunState, Supervisor
+from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
+from orchestrator.supervision.handle import RunHandle
+from orchestrator.supervision.in_flight import InFlight
+from orchestrator.supervision.supervisor import Admit, OnBusyThread
+from orchestrator.telemetry import get_logger
+from orchestrator.tools import Tool, ToolExecutor, ToolRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from orchestrator.runs.result import StreamedEvent
+
+__all__ = ["OnActive", "Orchestrator", "RunHandle"]
+
+log = get_logger(__name__)
+
+_OTHERS_TEARDOWN_S = 6 * TEARDOWN_S
+
+OnActive: TypeAlias = Literal["cancel", "detach", "wait"]
+
+
+class Orchestrator:
+    """Starts runs and supervises them to their end.
+
+    As `with` or `async with`, or closed by `close()`. Leaving the block normally waits for its runs, like an
+    executor; leaving it on an exception cancels them. Nothing is started or connected before the first run.
+    Every method may be called from any thread.
+
+    Args:
+        base_url: The server, such as `"http://127.0.0.1:8765/v1"`; by default `OPENAI_BASE_URL`.
+        api_key: The key; by default `OPENAI_API_KEY`.
+        organization: By default `OPENAI_ORG_ID`.
+        project: By default `OPENAI_PROJECT_ID`.
+        client: A client to use instead of one made from the arguments above; it must not have opened a
+            connection yet, and is closed with the orchestrator. A streamed run holds a connection, so its
+            `max_connections` ought not to be less than `max_concurrent_runs`.
+        tools: Functions, `Tool`s or a registry: what runs may call.
+        max_concurrent_runs: The most runs at work at once; the others wait for their turn.
+        max_pending: The most runs that wait; one more is refused with `Overloaded`.
+        deadline_s: Seconds for a run from `start()` to its end, unless `start()` says otherwise.
+        watch: Whether runs are streamed or polled. A stream that is lost is polled either way.
+        on_busy_thread: Whether a run waits for another run of this orchestrator on its thread, or fails.
+        restart: How often a run's actor is started again after it died.
+        tool_threads: The most threads for synchronous tools.
+        timing: Backoffs, timeouts and intervals of the runs.
+
+    Raises:
+        ValueError: No server is named, or a bound makes no sense.
+        TypeError: Both `client` and an argument it replaces are given, or a tool cannot be described.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        client: AsyncThreadsClient | None = None,
+        tools: Iterable[Tool[..., Any] | Callable[..., Any]] | ToolRegistry = (),
+        max_concurrent_runs: int = 1000,
+        max_pending: int = 10_000,
+        deadline_s: float = 600.0,
+        watch: Watch = "stream",
+        on_busy_thread: OnBusyThread = "enqueue",
+        restart: RestartPolicy | None = None,
+        tool_threads: int = 32,
+        timing: Timing | None = None,
+    ) -> None:
+        if client is not None and any(
+            value is not None for value in (base_url, api_key, organization, project)
+        ):
+            raise TypeError("give either client= or base_url, api_key, organization and project, not both")
+        if max_concurrent_runs < 1 or max_pending < 0 or tool_threads < 1:
+            raise ValueError(
+                "max_concurrent_runs and tool_threads must be at least 1, max_pending at least 0"
+            )
+        require_choice("watch", watch, get_args(Watch))
+        require_choice("on_busy_thread", on_busy_thread, get_args(OnBusyThread))
+        require_seconds("deadline_s", deadline_s)
+        self._client = client or AsyncThreadsClient(
+            base_url=base_url,
+            api_key=api_key,
+            organization=organization,
+            project=project,
+            max_connections=max(1000, max_concurrent_runs),
+        )
+        self._registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
+        self._max_concurrent_runs = max_concurrent_runs
+        self._max_pending = max_pending
+        self._deadline_s = deadline_s
+        self._watch = watch
+        self._on_busy_thread: OnBusyThread = on_busy_thread
+        self._restart = restart or RestartPolicy()
+        self._tool_threads = tool_threads
+        self._timing = timing or Timing()
+        self._pid = os.getpid()
+        self._lock = threading.Condition()
+        self._runs: dict[str, RunHandle] = {}
+        self._closed = False
+        self._tool_loop: asyncio.AbstractEventLoop | None = None
+        self._fleet: Fleet | None = None
+        self._torn_down: threading.Event | None = None
+
+    def __enter__(self) -> Self:
+        refuse_blocking_on_running_loop("`with Orchestrator(...)`", "use `async with`")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(on_active="wait" if kind is None else "cancel")
+
+    async def __aenter__(self) -> Self:
+        self._tool_loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        on_active: OnActive = "wait" if kind is None else "cancel"
+        closing = asyncio.ensure_future(asyncio.to_thread(self.close, on_active=on_active))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            # The thread that waits cannot be interrupted, but what it waits for can.
+            self._cancel_open()
+            await closing
+            raise
+
+    def start(
+        self,
+        assistant_id: str,
+        *,
+        thread_id: str | None = None,
+        messages: Messages | None = None,
+        model: str | UnsetType | None = UNSET,
+        reasoning_effort: str | UnsetType | None = UNSET,
+        instructions: str | UnsetType | None = UNSET,
+        additional_instructions: str | UnsetType | None = UNSET,
+        additional_messages: Sequence[Mapping[str, Any]] | UnsetType | None = UNSET,
+        temperature: float | UnsetType | None = UNSET,
+        top_p: float | UnsetType | None = UNSET,
+        max_prompt_tokens: int | UnsetType | None = UNSET,
+        max_completion_tokens: int | UnsetType | None = UNSET,
+        truncation_strategy: Mapping[str, Any] | UnsetType | None = UNSET,
+        tool_choice: str | Mapping[str, Any] | UnsetType | None = UNSET,
+        parallel_tool_calls: bool | UnsetType = UNSET,
+        response_format: str | Mapping[str, Any] | UnsetType | None = UNSET,
+        metadata: Mapping[str, str] | None = None,
+        tools: Iterable[Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]] | None = None,
+        context: object = None,
+        deadline_s: float | None = None,
+        on_deadline: OnDeadline = "cancel",
+        watch: Watch | None = None,
+        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None = None,
+        key: str | None = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+    ) -> RunHandle:
+        """Start a run and return at once; nothing here waits for a server. Each call is another run.
+
+        Args:
+            assistant_id: The assistant.
+            thread_id: The thread; by default an empty one is created.
+            messages: A text, a message or several, added to the thread with the run.
+            model: Overrides the assistant's; this and the following fields are the protocol's own.
+            reasoning_effort: Overrides the assistant's.
+            instructions: Replaces the assistant's.
+            additional_instructions: Added to the assistant's.
+            additional_messages: Added after `messages`, in the protocol's own form.
+            temperature: Overrides the assistant's.
+            top_p: Overrides the assistant's.
+            max_prompt_tokens: Over the whole run, at least 256.
+            max_completion_tokens: Over the whole run, at least 256.
+            truncation_strategy: How much of the thread the model sees.
+            tool_choice: Which tools the model may or must call.
+            parallel_tool_calls: Whether the model may ask for several calls at once.
+            response_format: The format of the model's answer.
+            metadata: At most 15 pairs; one more is added to mark the run.
+            tools: Tools and wire definitions for this run alone: they are sent as the run's `tools`, and the
+                Python ones come before the orchestrator's of the same name.
+            context: Handed to the tools as `ToolContext.state`.
+            deadline_s: Seconds from now to the run's end, admission included.
+            on_deadline: What happens then: cancel the run, or leave it to the server.
+            watch: Overrides the orchestrator's `watch`.
+            stream_to: Told every event: a callable, called in order on a thread of its own pool, or a Pykka
+                actor. One that is slow or raises does not harm the run.
+            key: A name for the run, unique among the open ones; by default one is generated.
+            api_key: Credentials and server of this run, where they differ from the orchestrator's.
+            organization: Likewise.
+            project: Likewise.
+            base_url: Likewise.
+
+        Raises:
+            ValueError: An argument cannot be sent, or the key is taken.
+            TypeError: A message or tool is of no kind that is known.
+            Overloaded: `max_pending` runs wait already.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+        """
+        wire, registry = self._run_tools(tools)
+        options: dict[str, Any] = {
+            name: value
+            for name, value in {
+                "model": model,
+                "reasoning_effort": reasoning_effort,
+                "instructions": instructions,
+                "additional_instructions": additional_instructions,
+                "additional_messages": additional_messages,
+                "temperature": temperature,
+                "top_p": top_p,
+                "max_prompt_tokens": max_prompt_tokens,
+                "max_completion_tokens": max_completion_tokens,
+                "truncation_strategy": truncation_strategy,
+                "tool_choice": tool_choice,
+                "parallel_tool_calls": parallel_tool_calls,
+                "response_format": response_format,
+                "tools": wire,
+            }.items()
+            if value is not UNSET
+        }
+        request = RunRequest(
+            assistant_id=assistant_id,
+            messages=normalized_messages(messages),
+            options=options,
+            metadata=dict(metadata or {}),
+            watch=watch or self._watch,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+            on_deadline=on_deadline,
+        )
+        # Built once here, so that what cannot be sent raises where the mistake was made.
+        more = options.get("additional_messages") or ()
+        endpoints.create_run(
+            "thread" if thread_id is None else thread_id,
+            assistant_id=assistant_id,
+            metadata=request.metadata,
+            **(options | {"additional_messages": [*request.messages, *more]}),
+        )
+        return self._begin(
+            request,
+            thread_id=thread_id,
+            key=key,
+            registry=registry,
+            context=context,
+            stream_to=stream_to,
+            options=_options(api_key=api_key, organization=organization, project=project, base_url=base_url),
+        )
+
+    def adopt(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        context: object = None,
+        deadline_s: float | None = None,
+        on_deadline: OnDeadline = "cancel",
+        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None = None,
+        key: str | None = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+    ) -> RunHandle:
+        """Take over a run that exists on the server: watch it, answer its tool calls, cancel it.
+
+        Returns at once. The run is polled until its next submission. The arguments are those of `start()`.
+
+        Raises:
+            ValueError: An id cannot be sent, or the key is taken.
+            Overloaded: `max_pending` runs wait already.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+        """
+        endpoints.get_run(thread_id, run_id)
+        request = RunRequest(
+            assistant_id="",
+            watch=self._watch,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+            on_deadline=on_deadline,
+        )
+        return self._begin(
+            request,
+            thread_id=thread_id,
+            run_id=run_id,
+            key=key,
+            registry=self._registry,
+            context=context,
+            stream_to=stream_to,
+            options=_options(api_key=api_key, organization=organization, project=project, base_url=base_url),
+        )
+
+    def runs(self) -> list[RunSnapshot]:
+        """Every run that is not over, as it stands at this moment, oldest first; never blocks.
+
+        Raises:
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+        """
+        return [handle.snapshot() for handle in self._handles()]
+
+    def cancel_all(self) -> list[RunHandle]:
+        """Cancel every run that is not over; returns their handles at once.
+
+        Raises:
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+        """
+        return self._cancel_open()
+
+    def drain(self, timeout_s: float) -> list[RunHandle]:
+        """Take no more runs, let the open ones end, and leave the rest to the server without cancelling.
+
+        Blocks for `timeout_s` seconds and a moment to let go; `close()` is still to be called.
+
+        Returns:
+            The handles of the runs that were left to the server; their error names the ids.
+
+        Raises:
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.drain()", "use `await asyncio.to_thread(...)`")
+        self._refuse_fork()
+        with self._lock:
+            self._closed = True
+            handles = list(self._runs.values())
+            fleet = self._fleet
+        if not self._all_ended(timeout_s):
+            self._detach_open()
+            if not self._all_ended(TEARDOWN_S) and fleet is not None:
+                fleet.abandon()
+                self._all_ended(TEARDOWN_S)
+        left = [handle for handle in handles if _was_left(handle)]
+        log.info(
+            "orchestrator.drained", ended=len(handles) - len(left), left=[handle.run_id for handle in left]
+        )
+        return left
+
+    def close(self, *, on_active: OnActive = "cancel", timeout_s: float | None = None) -> list[RunHandle]:
+        """End the orchestrator and everything it made: actors, threads, connections. Repeatable; blocks.
+
+        In a forked process it does nothing: what there was belongs to the parent.
+
+        Args:
+            on_active: What becomes of runs that are not over: cancel them and wait for their end, leave them
+                to the server, or wait for them.
+            timeout_s: Seconds to wait for the runs; by default as long as their own deadlines and timeouts
+                allow. Runs that are not over by then are let go of, with an error that names them.
+
+        Returns:
+            The handles of the runs that were not seen to end.
+
+        Raises:
+            ValueError: `on_active` is none of the three.
+            RuntimeError: An event loop runs on this thread: use `async with`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.close()", "use `async with`, or asyncio.to_thread()")
+        require_choice("on_active", on_active, get_args(OnActive))
+        if os.getpid() != self._pid:
+            return []
+        with self._lock:
+            self._closed = True
+            handles = list(self._runs.values())
+            fleet, self._fleet = self._fleet, None
+            if fleet is not None:
+                self._torn_down = threading.Event()
+            torn_down = self._torn_down
+        if torn_down is None:
+            return []
+        try:
+            self._end_runs(on_active, timeout_s)
+        finally:
+            if fleet is None:
+                # Somebody else is closing: what this call says of the runs holds, the teardown is theirs.
+                torn_down.wait(_OTHERS_TEARDOWN_S)
+            else:
+                fleet.close(self._all_ended)
+                torn_down.set()
+        left = [handle for handle in handles if _was_left(handle)]
+        if left:
+            log.warning("orchestrator.left_runs", runs=[handle.run_id for handle in left])
+        return left
+
+    def _end_runs(self, on_active: OnActive, timeout_s: float | None) -> None:
+        if on_active == "cancel":
+            self._cancel_open()
+        elif on_active == "detach":
+            self._detach_open()
+        try:
+            self._all_ended(timeout_s)
+        except BaseException:  # such as Ctrl-C: nobody wants to wait for the runs any more
+            self._cancel_open()
+            self._all_ended(TEARDOWN_S)
+            raise
+
+    def _handles(self) -> list[RunHandle]:
+        self._refuse_fork()
+        with self._lock:
+            return list(self._runs.values())
+
+    def _cancel_open(self) -> list[RunHandle]:
+        handles = self._handles()
+        for handle in handles:
+            handle.cancel()
+        return handles
+
+    def _detach_open(self) -> None:
+        for handle in self._handles():
+            handle.detach()
+
+    def _all_ended(self, timeout_s: float | None) -> bool:
+        """Wait until no run is open; say whether that is so."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._runs, timeout_s)
+
+    def _refuse_fork(self) -> None:
+        # Before any lock is taken: a fork may have copied it while another thread held it.
+        if os.getpid() != self._pid:
+            raise OrchestratorClosed(
+                "this Orchestrator belongs to the parent of this forked process: make a new one here"
+            )
+
+    def _run_tools(
+        self, tools: Iterable[Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]] | None
+    ) -> tuple[list[Mapping[str, Any]] | UnsetType, ToolRegistry]:
+        """Split a run's own tools into what is sent and what is called."""
+        if tools is None:
+            return UNSET, self._registry
+        wire: list[Mapping[str, Any]] = []
+        handlers: list[Tool[..., Any] | Callable[..., Any]] = []
+        for item in tools:
+            if callable(item):
+                own = ToolRegistry([item])
+                wire.extend(own.definitions())
+                handlers.extend(own)
+            elif isinstance(item, Mapping):
+                wire.append(item)
+            else:
+                raise TypeError(f"tools must be functions, Tools or wire definitions, not {item!r}")
+        return wire, self._registry.merged(handlers)
+
+    def _begin(
+        self,
+        request: RunRequest,
+        *,
+        thread_id: str | None,
+        run_id: str | None = None,
+        key: str | None,
+        registry: ToolRegistry,
+        context: object,
+        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None,
+        options: CallOptions,
+    ) -> RunHandle:
+        self._refuse_fork()
+        client = self._client.with_options(**options) if options else self._client
+        key = key or f"run-{uuid.uuid4().hex[:16]}"
+        record = RunRecord(
+            key=key,
+            nonce=uuid.uuid4().hex,
+            request=request,
+            deadline_at=time.monotonic() + request.deadline_s,
+            thread_id=thread_id,
+            run_id=run_id,
+        )
+        with self._lock:
+            fleet = self._open(key)
+            state = RunState(record, server=client.base_url, resolver=fleet.resolver)
+            in_flight = InFlight(
+                key=key,
+                backend=ThreadsBackend(client),
+                executor=fleet.executor,
+                registry=registry,
+                context=context,
+                contextvars_context=contextvars.copy_context(),
+                loop_thread=fleet.loop_thread,
+            )
+            admit = Admit(
+                record=record, state=state, in_flight=in_flight, on_busy_thread=self._on_busy_thread
+            )
+            _deliver(state, stream_to, fleet)
+            # Still under the lock: whoever finds the run among the open ones can tell the supervisor of it.
+            fleet.supervisor.tell(admit)
+            handle = self._runs[key] = RunHandle(state, fleet.supervisor)
+            return handle
+
+    def _open(self, key: str) -> Fleet:
+        """Check that one more run may begin, and make what the first one needs. Under the lock."""
+        if self._closed:
+            raise OrchestratorClosed("the orchestrator is closed: make a new one")
+        if key in self._runs:
+            raise ValueError(f"a run with key {key!r} is open already: wait for it, or use another key")
+        if len(self._runs) >= self._max_concurrent_runs + self._max_pending:
+            raise Overloaded(
+                f"{len(self._runs)} runs are open, all that max_concurrent_runs={self._max_concurrent_runs} "
+                f"and max_pending={self._max_pending} allow: try again later, or raise one of them"
+            )
+        if self._fleet is None:
+            self._fleet = self._make_fleet()
+        if not self._fleet.supervisor.is_alive():
+            raise OrchestratorClosed(
+                "the orchestrator's supervisor has ended, by a defect that was logged or because something "
+                "in this process stopped all Pykka actors: close it and make a new one"
+            )
+        return self._fleet
+
+    def _make_fleet(self) -> Fleet:
+        loop_thread = acquire()
+        supervisor = Supervisor.start(
+            journal=MemoryJournal(),
+            max_concurrent_runs=self._max_concurrent_runs,
+            restart=self._restart,
+            timing=self._timing,
+            jitter=random.random,
+            ended=self._forget,
+        )
+        executor = ToolExecutor(threads=self._tool_threads, loop=self._tool_loop)
+        return Fleet(self._client, loop_thread, supervisor, executor)
+
+    def _forget(self, state: RunState) -> None:
+        """Let go of a run that is over, and hand its outcome over. On the actors' loop."""
+        with self._lock:
+            self._runs.pop(state.key, None)
+            state.hand_over()
+            self._lock.notify_all()
+
+
+def _was_left(handle: RunHandle) -> bool:
+    """Whether the run was not seen to end. Does not look at `future`, which a user's callback may hold up."""
+    if not handle.done():
+        return True
+    try:
+        handle.result()
+    except OrchestratorError as error:
+        return isinstance(error, OrchestratorClosed)
+    return False
+
+
+def _deliver(
+    state: RunState, stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None, fleet: Fleet
+) -> None:
+    if isinstance(stream_to, pykka.ActorRef):
+        state.tell_events_to(stream_to)
+    elif stream_to is not None:
+        fleet.consumers.feed(stream_to, state.events, key=state.key)
+
+
+def _options(
+    *, api_key: str | None, organization: str | None, project: str | None, base_url: str | None
+) -> CallOptions:
+    options: CallOptions = {}
+    if api_key is not None:
+        options["api_key"] = api_key
+    if organization is not None:
+        options["organization"] = organization
+    if project is not None:
+        options["project"] = project
+    if base_url is not None:
+        options["base_url"] = base_url
+    return options

@@ -1,0 +1,112 @@
+"""Several runs on one thread: they wait for each other, or are refused, and others' runs are named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged, wait_until
+
+from orchestrator.errors import ThreadBusy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with staged() as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(stage: Stage) -> Iterator[None]:
+    yield
+    assert_nothing_left(stage.server.base_url, ours=1)
+
+
+def test_runs_on_one_thread_take_turns_in_order_and_all_complete(stage: Stage) -> None:
+    order: list[str] = []
+
+    def fetch(word: str) -> str:
+        order.append(word)
+        return word
+
+    thread_id = stage.thread()
+    with stage.orchestrator(tools=[fetch]) as orchestrator:
+        runs = [
+            orchestrator.start(stage.assistant, thread_id=thread_id, messages=f"each w{number}")
+            for number in range(6)
+        ]
+        assert [run.result(PATIENCE_S).text for run in runs] == [f"got w{number}" for number in range(6)]
+    assert order == [f"w{number}" for number in range(6)]
+    assert stage.requests(thread_id, "POST").count("POST /runs") == 6
+
+
+def test_a_run_that_waits_for_its_thread_says_so_and_can_be_cancelled(stage: Stage) -> None:
+    gate = Gate()
+    thread_id = stage.thread()
+    with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
+        first, second, third = (
+            orchestrator.start(stage.assistant, thread_id=thread_id, messages=text)
+            for text in ("fetch", "hello", "hello")
+        )
+        gate.wait_until_reached()
+        assert second.snapshot().waits_for == f"its turn on thread {thread_id}"
+        second.cancel()
+        assert second.result(PATIENCE_S).run_id is None
+        gate.open.set()
+        assert first.result(PATIENCE_S).status == third.result(PATIENCE_S).status == "completed"
+        assert third.snapshot().waits_for == "nothing"
+
+
+def test_a_run_whose_predecessor_failed_gets_its_turn(stage: Stage) -> None:
+    thread_id = stage.thread()
+    with stage.orchestrator() as orchestrator:
+        failing = orchestrator.start("asst_nobody", thread_id=thread_id, messages="hello")
+        waiting = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        assert failing.future.exception(PATIENCE_S) is not None
+        assert waiting.result(PATIENCE_S).status == "completed"
+
+
+def test_reject_names_the_run_that_holds_the_thread_and_sends_nothing(stage: Stage) -> None:
+    gate = Gate()
+    thread_id = stage.thread()
+    with stage.orchestrator(tools=[gate.fetch], on_busy_thread="reject") as orchestrator:
+        first = orchestrator.start(stage.assistant, thread_id=thread_id, messages="fetch")
+        gate.wait_until_reached()
+        second = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        with pytest.raises(
+            ThreadBusy, match=f"thread {thread_id} is held by run '{first.run_id}'"
+        ) as refused:
+            second.result(PATIENCE_S)
+        gate.open.set()
+        assert first.result(PATIENCE_S).status == "completed"
+        third = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        assert third.result(PATIENCE_S).status == "completed"
+    assert (refused.value.thread_id, refused.value.run_id) == (thread_id, first.run_id)
+    assert "wait for that run, or use 'enqueue'" in str(refused.value)
+    assert stage.requests(thread_id, "POST").count("POST /runs") == 2
+
+
+def test_a_run_on_a_thread_that_another_has_made_waits_for_it(stage: Stage) -> None:
+    gate = Gate()
+    with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
+        first = orchestrator.start(stage.assistant, messages="fetch")
+        gate.wait_until_reached()
+        second = orchestrator.start(stage.assistant, thread_id=first.thread_id, messages="hello")
+        wait_until(lambda: second.snapshot().waits_for == f"its turn on thread {first.thread_id}")
+        gate.open.set()
+        assert second.result(PATIENCE_S).status == "completed"
+
+
+def test_a_foreign_run_on_the_thread_is_named_and_how_to_take_it_over(stage: Stage) -> None:
+    thread_id = stage.thread()
+    foreign = stage.run_id("fetch", thread_id)
+    with stage.orchestrator(tools=[Gate().fetch]) as orchestrator:
+        run = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        with pytest.raises(ThreadBusy, match=f"thread {thread_id} is held by run {foreign}") as busy:
+            run.result(PATIENCE_S)
+        assert (busy.value.thread_id, busy.value.run_id) == (thread_id, foreign)
+        assert f"adopt({thread_id!r}, {foreign!r})" in str(busy.value)
+    stage.client.cancel_run(thread_id, foreign)
