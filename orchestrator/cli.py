@@ -1,0 +1,119 @@
+"""The command line: options in, exit codes out. Wiring only; what the commands do is elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from orchestrator.errors import OrchestratorError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Supervised runs of the Threads/Runs protocol: one actor for each run.",
+)
+
+KEY_VARIABLE = "ORCHESTRATOR_API_KEY"
+"""The environment variable that `serve` takes its key from, where no option gives one."""
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="Read the API key from this file, so that it stays out of `ps`.")
+]
+
+
+@app.command()
+def demo(
+    runs: Annotated[int, typer.Option(min=1, help="How many runs to start at once.")] = 25,
+    watch: Annotated[
+        Literal["stream", "poll"], typer.Option(help="Stream the runs, or poll them.")
+    ] = "stream",
+    base_url: Annotated[
+        str | None, typer.Option(help="Another server than the demo's own; the threads stay there.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="The key for that server; or OPENAI_API_KEY.")] = None,
+    api_key_file: ApiKeyFile = None,
+    assistant_id: Annotated[
+        str | None,
+        typer.Option(help="An assistant there that knows the demo's tools; one is created by default."),
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "warning",
+) -> None:
+    """Start many runs at once against an embedded server, watch them, cancel one, check every answer."""
+    from rich.console import Console
+
+    from orchestrator.demo.play import play
+    from orchestrator.telemetry import configure_logging
+
+    if base_url is None and (api_key, api_key_file, assistant_id) != (None, None, None):
+        _refuse("a key or an assistant belongs to another server: give its --base-url, too")
+    if api_key is None and api_key_file is not None:
+        api_key = _key_in(api_key_file)
+    configure_logging(level=log_level)
+    try:
+        code = play(
+            Console(),
+            runs=runs,
+            watch=watch,
+            base_url=base_url,
+            api_key=api_key,
+            assistant_id=assistant_id,
+        )
+    except OrchestratorError as error:
+        _refuse(" ".join(str(error).split()), code=1)
+    raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8765,
+    db: Annotated[
+        Path | None, typer.Option(help="SQLite file, kept and taken up again; a temporary one by default.")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help=f"A key that is accepted; repeatable. Or {KEY_VARIABLE}.")
+    ] = None,
+    api_key_file: ApiKeyFile = None,
+    script: Annotated[
+        Path | None, typer.Option(help="Rules for the built-in model: YAML, or a Python file (executed).")
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
+) -> None:
+    """Serve the Threads/Runs protocol from one file, with the built-in rule engine for a model."""
+    from orchestrator.server.serve import run
+
+    keys = list(api_key or ())
+    if api_key_file is not None:
+        keys.append(_key_in(api_key_file))
+    if not keys and (key := os.environ.get(KEY_VARIABLE)):
+        keys.append(key)
+    raise typer.Exit(run(host=host, port=port, db=db, api_keys=keys, script=script, log_level=log_level))
+
+
+def _key_in(file: Path) -> str:
+    try:
+        words = file.read_text(encoding="utf-8").split()
+    except OSError as error:
+        _refuse(f"cannot read {file}: {error.strerror}")
+    except UnicodeDecodeError:
+        _refuse(f"cannot read {file}: it is not text")
+    # An empty file must not turn into a server without a key.
+    if len(words) != 1:
+        _refuse(f"{file} must hold one API key and nothing else")
+    return words[0]
+
+
+def _refuse(message: str, code: int = 2) -> NoReturn:
+    print(f"orchestrator: {message}", file=sys.stderr)  # noqa: T201 - the command's own message
+    raise typer.Exit(code)

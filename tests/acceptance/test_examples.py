@@ -1,0 +1,50 @@
+"""Every example runs offline, from the checkout's root, and prints what it says."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from processes import ROOT, finished
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OUTPUTS = {
+    "first_run.py": r"It is \d\d:\d\d in Europe/Oslo and \d\d:\d\d in Asia/Tokyo\.\n",
+    "many_runs.py": (
+        r"100 runs are started\n"
+        r"\{'cancelled': 1, 'completed': 99\}\n"
+        r"Oslo has 17\.6 °C on average and Nairobi has 16\.9 °C on average in July\.\n"
+    ),
+    "streaming.py": (
+        r"(\[queued\]\n)+\[in_progress\]\n\[requires_action\]\n"
+        r"  get_weather answered\n  get_weather answered\n"
+        r"\[queued\]\n\[in_progress\]\n"
+        r"(  '.{1,8}'\n){9}"
+        r"\[completed\]\n"
+        r"Tokyo has 25\.7 °C on average and Nairobi has 16\.9 °C on average in July\.\n"
+    ),
+    "weather.py": "",
+}
+
+
+def test_each_example_has_its_output_here() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(OUTPUTS)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_example_prints_what_it_says(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", f"examples/{name}"]
+    example = finished(tmp_path, command=command, cwd=ROOT, env={"PYTHONUTF8": "1"})
+    assert (example.code, example.err) == (0, ""), example
+    assert re.fullmatch(OUTPUTS[name], example.out), example.out
+
+
+def test_the_readme_s_first_program_is_the_first_example() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert first is not None
+    assert first[1] == (ROOT / "examples" / "first_run.py").read_text(encoding="utf-8")

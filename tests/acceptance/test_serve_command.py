@@ -1,0 +1,73 @@
+"""`orchestrator serve` through the command line; `tests/server/` knows the server itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+from processes import RULES, finished, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = "a-key-of-this-test"
+BETA = {"openai-beta": "assistants=v2"}
+
+
+def status(url: str, **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.get(f"{url}/assistants", headers={**BETA, **named}, trust_env=False).status_code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_listens_and_a_signal_ends_it(number: int, tmp_path: Path) -> None:
+    with serving(tmp_path, "--script", str(RULES)) as (process, url):
+        assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*/v1", url)
+        assert status(url) == 200
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_a_key_from_a_file_or_the_environment_is_wanted_and_stays_out_of_ps(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    for options, env in [(["--api-key-file", str(file)], {}), ([], {"ORCHESTRATOR_API_KEY": KEY})]:
+        with serving(tmp_path, *options, env=env) as (process, url):
+            assert status(url) == status(url, authorization="Bearer another") == 401
+            assert status(url, authorization=f"Bearer {KEY}") == 200
+            assert KEY not in " ".join(psutil.Process(process.pid).cmdline())
+
+
+def test_keys_of_options_stand_together_and_over_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("third")
+    options = ["--api-key", "first", "--api-key", "second", "--api-key-file", str(file)]
+    with serving(tmp_path, *options, env={"ORCHESTRATOR_API_KEY": KEY}) as (_, url):
+        assert {status(url, api_key=key) for key in ("first", "second", "third")} == {200}
+        assert status(url, api_key=KEY) == 401
+
+
+def test_without_a_key_only_local_programs_are_served(tmp_path: Path) -> None:
+    with serving(tmp_path) as (_, url):
+        assert status(url, host="localhost") == status(url, origin="http://localhost:3000") == 200
+        assert status(url, host="rebound.example") == status(url, origin="https://page.example") == 403
+
+
+def test_what_it_cannot_do_is_one_line_and_code_2(tmp_path: Path) -> None:
+    script, empty = tmp_path / "odd.yaml", tmp_path / "empty"
+    script.write_text("rules: [{match: '(', steps: []}]")
+    empty.write_text("\n")
+    for arguments, expected in [
+        (["--script", str(script)], r"odd\.yaml"),
+        (["--host", "0.0.0.0"], "without an API key"),
+        (["--api-key-file", str(tmp_path / "none")], "cannot read .*: No such file"),
+        (["--api-key-file", str(empty)], "must hold one API key"),
+    ]:
+        refused = finished(tmp_path, "serve", "--port", "0", *arguments)
+        assert (refused.code, refused.out) == (2, "")
+        assert re.fullmatch(f"orchestrator.*: .*{expected}.*\n", refused.err), refused.err
