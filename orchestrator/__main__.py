@@ -23,9 +23,12 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from orchestrator.cli import app
+    try:
+        from orchestrator.cli import app
 
-    app(prog_name="orchestrator")
+        app(prog_name="orchestrator")
+    except KeyboardInterrupt:  # while a command is imported; afterwards it heeds the signal itself
+        return 130
     return 0
 
 

@@ -50,6 +50,7 @@ def demo(
     """Start many runs at once against an embedded server, watch them, cancel one, check every answer."""
     from rich.console import Console
 
+    from orchestrator.demo.interruption import ignore_from_now_on
     from orchestrator.demo.play import play
     from orchestrator.telemetry import configure_logging
 
@@ -69,6 +70,7 @@ def demo(
         )
     except OrchestratorError as error:
         _refuse(" ".join(str(error).split()), code=1)
+    ignore_from_now_on()
     raise typer.Exit(code)
 
 

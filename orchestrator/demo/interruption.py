@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
-__all__ = ["Interrupted", "Interruptions"]
+__all__ = ["Interrupted", "Interruptions", "ignore_from_now_on"]
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -32,6 +32,12 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number
         super().__init__(signal.Signals(number).name)
+
+
+def ignore_from_now_on() -> None:
+    """For a process that has its exit code and only has to end: one more Ctrl-C must not change that code."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Interruptions:

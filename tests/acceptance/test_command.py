@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
-from processes import ROOT, finished
+from processes import ROOT, finished, next_line, started
 
 
 def test_the_help_names_the_commands(tmp_path: Path) -> None:
@@ -43,3 +44,13 @@ def test_a_missing_extra_is_named(absent: list[str], command: str, expected: str
     extra = expected.split("'")[1]
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == f"orchestrator: {expected}: pip install 'run-orchestrator[{extra}]'\n"
+
+
+def test_a_ctrl_c_while_a_command_is_imported_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    with started(tmp_path, "demo", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}) as (process, traces):
+        assert next_line(process) == "importing\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        traces.assert_none()
+    assert (process.returncode, out, err) == (130, "", "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.demo.interruption import Interrupted, Interruptions
+from orchestrator.demo.interruption import Interrupted, Interruptions, ignore_from_now_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,3 +69,9 @@ def test_the_handlers_of_before_come_back_and_what_was_ignored_stays_ignored() -
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     with pytest.raises(KeyboardInterrupt):
         arrive(signal.SIGINT)
+
+
+def test_once_the_exit_code_is_known_no_signal_changes_it() -> None:
+    ignore_from_now_on()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        arrive(number)
