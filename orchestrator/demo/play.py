@@ -155,9 +155,10 @@ def _cancel(console: Console, interruptions: Interruptions, handles: Sequence[Ru
                 time.sleep(_REFRESH_S)
     words = Counter(_word(handle) for handle in handles)
     console.print(", ".join(f"{number} {word}" for word, number in words.most_common()), highlight=False)
-    unseen = [handle for handle in handles if not handle.done() and handle.run_id is not None]
+    unseen = [handle for handle in handles if not handle.done() and handle.thread_id is not None]
     for handle in unseen[:_NAMED]:
-        console.print(f"not seen to end: run {handle.run_id} on thread {handle.thread_id}", soft_wrap=True)
+        run = f"run {handle.run_id}" if handle.run_id is not None else "a run whose id is not known yet"
+        console.print(f"not seen to end: {run} on thread {handle.thread_id}", highlight=False, soft_wrap=True)
     if len(unseen) > _NAMED:
         console.print(f"and {len(unseen) - _NAMED} more")
 

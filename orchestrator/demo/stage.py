@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.client import NO_RETRIES, ThreadsClient
+from orchestrator.client import NO_RETRIES, RetryPolicy, ThreadsClient
 from orchestrator.demo.tools import TOOLS
 from orchestrator.errors import (
+    AmbiguousOutcome,
     APIConnectionError,
     AuthenticationError,
     NotFoundError,
@@ -42,6 +43,10 @@ MODEL = "gpt-4o-mini"
 """The model of an assistant that the demo creates on another server; `orchestrator serve` takes any name."""
 
 _START_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 15.0
+_FIRST_LOOK = RetryPolicy(deadline_s=30.0)
+"""Somebody sits before the demo and sees nothing yet: it gives up sooner than a program ought to."""
+
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -116,7 +121,9 @@ def other_stage(
         Interrupted: A signal came first.
     """
     try:
-        client = ThreadsClient(base_url=base_url, api_key=api_key)
+        client = ThreadsClient(
+            base_url=base_url, api_key=api_key, timeout=_ANSWER_TIMEOUT_S, retry=_FIRST_LOOK
+        )
     except ValueError as error:
         raise DemoFailed(f"{error}; see --base-url, --api-key and --api-key-file") from None
     with client:
@@ -140,7 +147,10 @@ def _created(client: ThreadsClient) -> str:
 
 
 def _looked_up(client: ThreadsClient, assistant_id: str) -> str:
-    assistant = client.get_assistant(assistant_id)
+    try:
+        assistant = client.get_assistant(assistant_id)
+    except ValueError as error:  # it cannot be part of a path, so that no request was made
+        raise DemoFailed(f"{error}: correct --assistant-id, or leave it out to have one created") from None
     known = {tool["function"]["name"] for tool in assistant.tools if tool.get("type") == "function"}
     missing = [tool.name for tool in TOOLS if tool.name not in known]
     if missing:
@@ -171,6 +181,8 @@ def _explained(base_url: str, assistant_id: str | None) -> Iterator[None]:
         if assistant_id is not None:
             remedy += f", or leave --assistant-id {assistant_id} out to have one created"
         raise DemoFailed(f"{error}: {remedy}") from error
+    except AmbiguousOutcome as error:
+        raise DemoFailed(f"{base_url}: {error}") from error
     except APIConnectionError as error:
         remedy = "correct --base-url, or start a server there with `orchestrator serve`"
         raise DemoFailed(f"{base_url} does not answer: {error}: {remedy}") from error

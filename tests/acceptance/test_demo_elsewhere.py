@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 from collections import Counter
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,6 +162,10 @@ def test_a_wrong_key_an_unknown_path_and_an_unsuitable_assistant_say_what_to_do(
                 ["--base-url", url, *right, "--assistant-id", bare],
                 f"assistant {bare} does not know the demo's tools get_time, utc_offset, climate, calculate",
             ),
+            (
+                ["--base-url", url, *right, "--assistant-id", "../threads"],
+                r"assistant_id cannot be part of a path: '\.\./threads': correct --assistant-id",
+            ),
         ]:
             assert_refused(tmp_path, arguments, expected)
 
@@ -168,6 +174,32 @@ def test_a_server_that_is_not_there_and_one_that_cannot_be_say_what_to_do(tmp_pa
     nobody = "http://127.0.0.1:9/v1"
     assert_refused(tmp_path, ["--base-url", nobody], f"{nobody} does not answer: .*`orchestrator serve`")
     assert_refused(tmp_path, ["--base-url", "https://server.example/v1"], "no key for .*see .*--api-key")
+
+
+def test_a_server_that_fails_at_the_first_request_is_named(tmp_path: Path) -> None:
+    with failing_server() as url:
+        assert_refused(
+            tmp_path, ["--base-url", url, "--api-key", "k"], f"{url}: create_assistant may or may not"
+        )
+
+
+@contextmanager
+def failing_server() -> Iterator[str]:
+    class Failing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing on stderr."""
+
+    with HTTPServer(("127.0.0.1", 0), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def assert_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
