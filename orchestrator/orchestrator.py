@@ -87,7 +87,8 @@ class Orchestrator:
 
     Raises:
         ValueError: No server is named, or a bound makes no sense.
-        TypeError: Both `client` and an argument it replaces are given, or a tool cannot be described.
+        TypeError: Both `client` and an argument it replaces are given, `client` is of another type, or a tool
+            cannot be described.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Orchestrator:
             value is not None for value in (base_url, api_key, organization, project)
         ):
             raise TypeError("give either client= or base_url, api_key, organization and project, not both")
+        if client is not None and not isinstance(client, AsyncThreadsClient):
+            raise TypeError(f"client must be an AsyncThreadsClient, got {type(client).__name__}")
         if max_concurrent_runs < 1 or max_pending < 0 or tool_threads < 1:
             raise ValueError(
                 "max_concurrent_runs and tool_threads must be at least 1, max_pending at least 0"

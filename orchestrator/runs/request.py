@@ -77,13 +77,17 @@ def normalized_messages(messages: Messages | None) -> tuple[JSON, ...]:
     """Bring messages into the protocol's form.
 
     Raises:
-        TypeError: A message is neither a string nor a mapping.
+        TypeError: It is no message and no collection, or a message is neither a string nor a mapping.
         ValueError: A mapping lacks `role` or `content`.
     """
     if messages is None:
         return ()
     if isinstance(messages, str | Mapping):
         messages = (messages,)
+    if not isinstance(messages, Iterable):
+        raise TypeError(
+            f"messages must be a str, a mapping or several of them, got {type(messages).__name__}"
+        )
     return tuple(_message(message, index) for index, message in enumerate(messages))
 
 

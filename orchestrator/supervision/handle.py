@@ -97,7 +97,13 @@ class RunHandle:
         """
         refuse_blocking_on_running_loop("RunHandle.result()", "use `await handle`")
         self._refuse_fork()
-        return self._state.outcome.result(timeout)
+        try:
+            return self._state.outcome.result(timeout)
+        except TimeoutError:
+            raise TimeoutError(
+                f"run {self.run_id or self.key} on thread {self.thread_id} has not ended within {timeout} s and "
+                f"goes on: wait for it again, or cancel() it"
+            ) from None
 
     def detach(self) -> None:
         """Stop conducting the run and leave it to the server; returns at once, may be repeated.

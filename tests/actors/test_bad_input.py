@@ -9,7 +9,7 @@ import pytest
 from stage import PATIENCE_S, QUICK, Gate, Stage, active_runs, assert_nothing_left, staged
 
 from orchestrator import Orchestrator, RunHandle
-from orchestrator.client import AsyncThreadsClient
+from orchestrator.client import AsyncThreadsClient, ThreadsClient
 from orchestrator.errors import (
     APIConnectionError,
     AuthenticationError,
@@ -188,6 +188,7 @@ def test_arguments_of_the_wrong_type_never_reach_the_tool(stage: Stage) -> None:
         ({"deadline_s": 0}, ValueError, "deadline_s must be a positive number"),
         ({"watch": "listen"}, ValueError, "watch must be one of 'stream', 'poll', got 'listen'"),
         ({"on_deadline": "explode"}, ValueError, "on_deadline must be one of"),
+        ({"messages": 3}, TypeError, "messages must be a str, a mapping or several of them, got int"),
         ({"messages": [3]}, TypeError, r"messages\[0\] must be a str or a mapping, got int"),
         ({"messages": {"role": "user"}}, ValueError, r"messages\[0\] lacks content"),
         ({"messages": {"role": "user", "content": object()}}, TypeError, "has no JSON form"),
@@ -236,6 +237,7 @@ def test_fifteen_pairs_of_metadata_are_sent(stage: Stage) -> None:
         ({"tools": [print, print]}, (TypeError, ValueError), "print"),
         ({"tolls": []}, TypeError, "unexpected keyword argument 'tolls'"),
         ({"client": AsyncThreadsClient(NOWHERE)}, TypeError, "give either client= or base_url"),
+        ({"client": ThreadsClient(NOWHERE), "base_url": None}, TypeError, "must be an AsyncThreadsClient"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -67,7 +67,8 @@ def test_a_result_that_takes_too_long_raises_and_the_run_goes_on(stage: Stage) -
     gate = Gate()
     with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
         run = orchestrator.start(stage.assistant, messages="fetch")
-        with pytest.raises(TimeoutError):
+        gate.wait_until_reached()
+        with pytest.raises(TimeoutError, match=f"run {run.run_id} on thread {run.thread_id} has not ended"):
             run.result(0.01)
         assert not run.done()
         gate.open.set()
