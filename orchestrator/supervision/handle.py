@@ -101,8 +101,8 @@ class RunHandle:
             return self._state.outcome.result(timeout)
         except TimeoutError:
             raise TimeoutError(
-                f"run {self.run_id or self.key} on thread {self.thread_id} has not ended within {timeout} s and "
-                f"goes on: wait for it again, or cancel() it"
+                f"run {self.run_id or self.key} on thread {self.thread_id} has not ended within {timeout} s; "
+                f"it goes on: wait for it again, or cancel() it"
             ) from None
 
     def detach(self) -> None:

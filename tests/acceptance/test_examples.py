@@ -48,3 +48,14 @@ def test_the_readme_s_first_program_is_the_first_example() -> None:
     first = re.search(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert first is not None
     assert first[1] == (ROOT / "examples" / "first_run.py").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_what_the_examples_print_and_the_rules_they_play() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\$ python examples/(\w+\.py)\n((?:(?!```|\n\$ ).+\n)+)", readme, re.MULTILINE))
+    assert shown.keys() == {"first_run.py", "many_runs.py", "streaming.py"}
+    for name, output in shown.items():
+        assert re.fullmatch(OUTPUTS[name], output), (name, output)
+    rules = re.search(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert rules is not None
+    assert rules[1] == (ROOT / "examples" / "weather.yaml").read_text(encoding="utf-8")
