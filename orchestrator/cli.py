@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -59,6 +61,8 @@ def demo(
     if api_key is None and api_key_file is not None:
         api_key = _key_in(api_key_file)
     configure_logging(level=log_level)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer's "°" must not end the demo where there is none
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = play(
             Console(),
@@ -70,6 +74,10 @@ def demo(
         )
     except OrchestratorError as error:
         _refuse(" ".join(str(error).split()), code=1)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read has had enough, which needs no words
+            raise
+        _refuse(f"the machine does not let the demo go on: {error}", code=1)
     ignore_from_now_on()
     raise typer.Exit(code)
 

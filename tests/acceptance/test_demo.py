@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,21 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
         assert complaints(process.stderr.read()) == ""
         assert process.wait() == 1
         traces.assert_none()
+
+
+def test_an_output_that_knows_only_ascii_gets_question_marks(tmp_path: Path) -> None:
+    demo = finished(tmp_path, "demo", "--runs", "7", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert_right(demo, runs=7)
+    assert " ?C on average" in demo.out
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
+    command = ("sh", "-c", 'exec "$0" -m orchestrator "$@" >/dev/full', sys.executable)
+    demo = finished(tmp_path, "demo", "--runs", "3", command=command)
+    assert (demo.code, demo.out) == (1, "")
+    assert re.fullmatch(
+        r"orchestrator: the machine does not let the demo go on: .*No space left.*\n", demo.err
+    )
 
 
 def test_a_server_that_dies_in_the_middle_is_one_clear_line(tmp_path: Path) -> None:
