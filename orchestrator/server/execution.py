@@ -95,7 +95,7 @@ class Execution:
     def cancel(self, active: ActiveRun) -> None:
         """Begin to cancel a run; it ends on a later turn of the loop."""
         active.begin_cancelling()
-        self._spawn(self._halt(active, "cancelled"))
+        self._halt(active, "cancelled")
 
     def end(self, active: ActiveRun, ending: Ending, **details: Any) -> None:
         """End a run now; its lock is free before anybody learns of it. `details` as for `ActiveRun.end`."""
@@ -158,13 +158,18 @@ class Execution:
             # At once: an output that arrives later must find the run expired.
             self.end(active, "expired")
         elif active.status != "cancelling":
-            self._spawn(self._halt(active, "expired"))
+            self._halt(active, "expired")
 
-    async def _halt(self, active: ActiveRun, ending: Ending) -> None:
-        """Stop the model, then end the run, unless it ended by itself meanwhile."""
+    def _halt(self, active: ActiveRun, ending: Ending) -> None:
+        """Stop the model, and end the run once it has stopped."""
         leg = self._legs.get(active.run["id"])
         if leg is not None:
+            # In this turn: a leg that is about to run must not take a cancelling run to another status.
             leg.cancel()
+        self._spawn(self._end_after(leg, active, ending))
+
+    async def _end_after(self, leg: asyncio.Task[None] | None, active: ActiveRun, ending: Ending) -> None:
+        if leg is not None:
             await asyncio.wait([leg])
         if active.status not in TERMINAL_STATUSES:
             self.end(active, ending)

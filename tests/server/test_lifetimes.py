@@ -11,15 +11,21 @@ import pytest
 
 from orchestrator.server import objects
 from orchestrator.server.execution import Execution
+from orchestrator.server.models import CallPiece, Finish
 from orchestrator.server.rules import RuleModel
+from orchestrator.server.sse import Subscription
 from orchestrator.server.store import Store
 from orchestrator.testing import FakeClock, running_server
 from server.conftest import SCRIPT
 from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
+
+    from orchestrator.protocol.objects import JSON
+    from orchestrator.server.models import ModelOutput, Prompt
+    from orchestrator.server.schema import Kind
 
 
 @contextmanager
@@ -66,6 +72,59 @@ def test_a_waiting_run_expires_within_the_turn_of_its_timer_so_that_no_late_outp
         return status
 
     assert asyncio.run(expire()) == "expired"
+
+
+class _Gated:
+    """A model that calls a tool once it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.go = asyncio.Event()
+
+    async def respond(self, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
+        yield CallPiece(index=0, name=prompt.model, arguments="{}")
+        self.asked.set()
+        await self.go.wait()
+        yield Finish(reason="tool_calls")
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["before the model is asked", "as the model ends"])
+def test_a_run_that_is_cancelling_never_goes_back(tmp_path: Path, asked: bool) -> None:
+    async def cancel() -> tuple[list[str], bytes]:
+        store, model, statuses = Store(tmp_path / "runs.sqlite"), _Gated(), list[str]()
+        store.open()
+        save = store.save
+
+        def watch(kind: Kind, body: JSON) -> None:
+            if kind == "runs":
+                statuses.append(body["status"])
+            save(kind, body)
+
+        store.save = watch  # type: ignore[method-assign]  # every status is seen here first
+        try:
+            execution = Execution(store=store, model=model, clock=FakeClock())
+            assistant = objects.assistant(created_at=0, fields={"model": "m"})
+            run = objects.run(
+                run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
+            )
+            active = execution.register(run, [], ttl_s=600)
+            stream = Subscription()
+            active.subscriptions.append(stream)
+            execution.begin_leg(active)
+            if asked:
+                await model.asked.wait()
+                model.go.set()  # What the leg does next is due in this very turn, behind the cancel.
+            execution.cancel(active)
+            said = b"".join([chunk async for chunk in stream.chunks()])
+            await execution.stop()
+        finally:
+            store.close()
+        return statuses, said
+
+    statuses, said = asyncio.run(cancel())
+    assert statuses[-2:] == ["cancelling", "cancelled"]
+    assert b"requires_action" not in said
+    assert said.index(b"event: thread.run.cancelling\n") < said.index(b"event: thread.run.cancelled\n")
 
 
 def test_a_run_that_works_too_long_expires_in_the_middle_of_its_message() -> None:
