@@ -110,9 +110,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """The next piece of the answer's text."""
+    """The next piece of the answer's text.
+
+    Raises:
+        UnicodeEncodeError: The text holds half of a surrogate pair, which no event and no row can carry.
+    """
 
     text: str
+
+    def __post_init__(self) -> None:
+        self.text.encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +130,18 @@ class CallPiece:
         index: Which call of this completion, from 0; calls begin in order.
         name: The function, with the first piece of a call; else `None`.
         arguments: The next piece of the argument string, perhaps `""`.
+
+    Raises:
+        UnicodeEncodeError: As for `TextPiece`.
     """
 
     index: int
     name: str | None
     arguments: str
+
+    def __post_init__(self) -> None:
+        (self.name or "").encode()
+        self.arguments.encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +168,13 @@ class ModelFailedError(Exception):
     Attributes:
         code: One of the protocol's codes for a failed run.
         message: For the run's owner.
+
+    Raises:
+        UnicodeEncodeError: As for `TextPiece`.
     """
 
     def __init__(self, code: FailureCode, message: str) -> None:
+        message.encode()
         self.code: FailureCode = code
         self.message = message
         super().__init__(message)

@@ -130,7 +130,7 @@ class _Play:
             return text
         try:
             return _TYPES[kind](text)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             return text
 
 
@@ -268,5 +268,5 @@ def _parsed(text: str) -> Any:
     """Read an output or argument string as JSON where it is JSON; else it is a text."""
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text

@@ -48,6 +48,7 @@ rules:                   # the first rule that matches plays its steps
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,8 @@ def parse(text: str, source: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ScriptError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ScriptError(f"{source} is nested too deeply") from None
 
 
 def _python(path: Path) -> Any:
@@ -205,7 +208,7 @@ def _python(path: Path) -> Any:
     path.stat()
     try:
         names = runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ScriptError(f"{path} failed when it was executed: {type(error).__name__}: {error}") from error
     if "rules" not in names:
         raise ScriptError(f"{path} does not define `rules`")
@@ -222,12 +225,29 @@ def build(raw: Any, source: str = "script") -> Script:
     Raises:
         ScriptError: A rule is wrong.
     """
+    raw = _plain(raw, source)
     whole = {"rules": raw} if isinstance(raw, list) else raw or {}
     try:
         script = msgspec.convert(whole, _ScriptSpec)
     except msgspec.ValidationError as error:
         raise ScriptError(f"{source}: {error}") from None
     return tuple(_rule(rule, number, script, source) for number, rule in enumerate(script.rules, start=1))
+
+
+def _plain(raw: Any, source: str) -> Any:
+    """Return a script as the JSON it stands for.
+
+    YAML reads the two halves of an escaped emoji, as JSON writes it, as two characters that no text can
+    carry; JSON's own reader joins them.
+    """
+    try:
+        plain = json.loads(json.dumps(msgspec.to_builtins(raw, str_keys=True)))
+        msgspec.json.encode(plain)
+    except RecursionError:
+        raise ScriptError(f"{source} is nested too deeply, or a part of it contains itself") from None
+    except (TypeError, ValueError) as error:
+        raise ScriptError(f"{source} holds what JSON cannot: {error}") from None
+    return plain
 
 
 def _rule(raw: Any, number: int, script: _ScriptSpec, source: str) -> Rule:
@@ -255,7 +275,7 @@ def _rule(raw: Any, number: int, script: _ScriptSpec, source: str) -> Rule:
 def _pattern(text: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ScriptError(f"{where}: `{text}` is not a regular expression: {error}") from None
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
 from orchestrator.server import objects
 from orchestrator.server.execution import Execution
-from orchestrator.server.models import CallPiece, Finish
+from orchestrator.server.models import CallPiece, Finish, ModelFailedError, TextPiece
 from orchestrator.server.rules import RuleModel
 from orchestrator.server.sse import Subscription
 from orchestrator.server.store import Store
@@ -20,12 +20,15 @@ from server.conftest import SCRIPT
 from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
     from pathlib import Path
 
     from orchestrator.protocol.objects import JSON
-    from orchestrator.server.models import ModelOutput, Prompt
+    from orchestrator.server.active import ActiveRun
+    from orchestrator.server.models import Model, ModelOutput, Prompt
     from orchestrator.server.schema import Kind
+
+_Executing: TypeAlias = "tuple[Execution, ActiveRun]"
 
 
 @contextmanager
@@ -50,26 +53,39 @@ def test_a_run_that_waits_too_long_expires_and_takes_no_more_outputs() -> None:
         assert error["message"] == "Cannot cancel run with status 'expired'."
 
 
+@asynccontextmanager
+async def _executing(db: Path, model: Model, watch: list[str] | None = None) -> AsyncIterator[_Executing]:
+    """A queued run on a store of its own; every status that is saved goes to `watch`."""
+    store = Store(db)
+    save = store.save
+
+    def note(kind: Kind, body: JSON) -> None:
+        if kind == "runs" and watch is not None:
+            watch.append(body["status"])
+        save(kind, body)
+
+    store.save = note  # type: ignore[method-assign]  # what is saved is seen here first
+    store.open()
+    try:
+        execution = Execution(store=store, model=model, clock=FakeClock())
+        assistant = objects.assistant(created_at=0, fields={"model": "m"})
+        run = objects.run(
+            run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
+        )
+        yield execution, execution.register(run, [], ttl_s=600)
+        await execution.stop()
+    finally:
+        store.close()
+
+
 def test_a_waiting_run_expires_within_the_turn_of_its_timer_so_that_no_late_output_slips_in(
     tmp_path: Path,
 ) -> None:
     async def expire() -> str:
-        store = Store(tmp_path / "runs.sqlite")
-        store.open()
-        try:
-            execution = Execution(store=store, model=RuleModel(), clock=FakeClock())
-            assistant = objects.assistant(created_at=0, fields={"model": "m"})
-            run = objects.run(
-                run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
-            )
-            run["status"] = "requires_action"
-            active = execution.register(run, [], ttl_s=600)
+        async with _executing(tmp_path / "runs.sqlite", RuleModel()) as (execution, active):
+            active.run["status"] = "requires_action"
             execution._expire(active)
-            status = active.status
-            await execution.stop()
-        finally:
-            store.close()
-        return status
+            return active.status
 
     assert asyncio.run(expire()) == "expired"
 
@@ -90,24 +106,11 @@ class _Gated:
 
 @pytest.mark.parametrize("asked", [False, True], ids=["before the model is asked", "as the model ends"])
 def test_a_run_that_is_cancelling_never_goes_back(tmp_path: Path, asked: bool) -> None:
-    async def cancel() -> tuple[list[str], bytes]:
-        store, model, statuses = Store(tmp_path / "runs.sqlite"), _Gated(), list[str]()
-        store.open()
-        save = store.save
+    statuses = list[str]()
 
-        def watch(kind: Kind, body: JSON) -> None:
-            if kind == "runs":
-                statuses.append(body["status"])
-            save(kind, body)
-
-        store.save = watch  # type: ignore[method-assign]  # every status is seen here first
-        try:
-            execution = Execution(store=store, model=model, clock=FakeClock())
-            assistant = objects.assistant(created_at=0, fields={"model": "m"})
-            run = objects.run(
-                run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
-            )
-            active = execution.register(run, [], ttl_s=600)
+    async def cancel() -> bytes:
+        model = _Gated()
+        async with _executing(tmp_path / "runs.sqlite", model, statuses) as (execution, active):
             stream = Subscription()
             active.subscriptions.append(stream)
             execution.begin_leg(active)
@@ -115,16 +118,39 @@ def test_a_run_that_is_cancelling_never_goes_back(tmp_path: Path, asked: bool) -
                 await model.asked.wait()
                 model.go.set()  # What the leg does next is due in this very turn, behind the cancel.
             execution.cancel(active)
-            said = b"".join([chunk async for chunk in stream.chunks()])
-            await execution.stop()
-        finally:
-            store.close()
-        return statuses, said
+            return b"".join([chunk async for chunk in stream.chunks()])
 
-    statuses, said = asyncio.run(cancel())
+    said = asyncio.run(cancel())
     assert statuses[-2:] == ["cancelling", "cancelled"]
     assert b"requires_action" not in said
     assert said.index(b"event: thread.run.cancelling\n") < said.index(b"event: thread.run.cancelled\n")
+
+
+class _Garbled:
+    """A model whose text no event and no row can carry."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self._fails = fails
+
+    async def respond(self, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
+        yield TextPiece(f"well, {prompt.model}")
+        if self._fails:
+            raise ModelFailedError("server_error", "\ud83d")
+        yield TextPiece("\ud83d")
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["text", "message of a failure"])
+def test_text_that_cannot_be_stored_fails_the_run_and_frees_its_thread(tmp_path: Path, fails: bool) -> None:
+    async def run() -> tuple[str, str | None]:
+        async with _executing(tmp_path / "runs.sqlite", _Garbled(fails=fails)) as (execution, active):
+            stream = Subscription()
+            active.subscriptions.append(stream)
+            execution.begin_leg(active)
+            async for _ in stream.chunks():
+                pass
+            return active.status, execution.holder("t")
+
+    assert asyncio.run(run()) == ("failed", None)
 
 
 def test_a_run_that_works_too_long_expires_in_the_middle_of_its_message() -> None:

@@ -20,7 +20,7 @@ from orchestrator.server.models import (
     Turn,
 )
 from orchestrator.server.rules import RuleModel
-from orchestrator.server.script import ScriptError, build, load
+from orchestrator.server.script import ScriptError, build, load, parse
 from orchestrator.server.templates import fill, walk
 
 
@@ -102,6 +102,17 @@ def test_named_groups_keep_the_types_they_are_given() -> None:
     assert _called(rules, _prompt("3 0.5 yes [1,2]")) == [
         '{"n":3,"x":[0.5],"on":true,"l":[1,2],"s":"n=3","z":null}'
     ]
+
+
+@pytest.mark.parametrize("text", ["no json", "[" * 3000])
+def test_what_is_not_the_type_it_should_be_stays_a_text(text: str) -> None:
+    typed = {"match": "^(?P<x>.*)$", "types": {"x": "json"}, "steps": [{"say": "{x}"}]}
+    assert _said([typed], _prompt(text)) == text
+
+
+def test_an_output_that_is_nested_too_deeply_is_a_text() -> None:
+    rule = {"match": "x", "steps": [{"call": {"tool": "t"}}, {"say": "{t}"}]}
+    assert _said([rule], _prompt("x", ["[" * 100_000])) == "[" * 100_000
 
 
 def test_outputs_are_found_by_alias_path_and_index() -> None:
@@ -206,6 +217,7 @@ def test_templates_reach_names_and_nothing_else() -> None:
         ({"match": "x", "steps": [{"call": {}}]}, "missing required field `tool`"),
         ({"match": "x", "steps": [{"fail": {"code": "x", "message": "y"}}]}, "steps[0].fail.code"),
         ({"match": "x", "steps": [{"think_s": -1}]}, ">= 0"),
+        ({"match": "x{99999999999}", "steps": [{"say": "x"}]}, "repetition number is too large"),
         ("x", "Expected `object`"),
     ],
 )
@@ -225,6 +237,11 @@ def test_scripts_are_read_from_yaml_and_from_python(tmp_path: Path) -> None:
     assert [rule.pattern.pattern for rule in load(python)] == ["a", "b"]
 
 
+def test_an_emoji_escaped_as_json_does_it_is_one_character() -> None:
+    rules = parse(r'rules: [{match: x, steps: [{say: "\ud83d\ude00"}]}]', "my.yaml")["rules"]
+    assert _said(rules, _prompt("x")) == "\N{GRINNING FACE}"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
@@ -232,7 +249,16 @@ def test_scripts_are_read_from_yaml_and_from_python(tmp_path: Path) -> None:
         ("a.yaml", "rules: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("a.yaml", "rulez: []", "unknown field `rulez`"),
         ("a.py", "1/0", "ZeroDivisionError"),
+        ("a.yaml", "rules: " + "[" * 5000, "nested too deeply"),
+        (
+            "a.yaml",
+            "rules: [{match: x, steps: [{call: {tool: t, arguments: &a {b: *a}}}]}]",
+            "contains itself",
+        ),
+        ("a.yaml", 'rules: [{match: x, steps: [{say: "\\ud83d"}]}]', "surrogates not allowed"),
         ("a.py", "x = 1", "does not define `rules`"),
+        ("a.py", "import sys; sys.exit(0)", "SystemExit"),
+        ("a.py", "import re; rules = [{'match': re.compile('x')}]", "holds what JSON cannot"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, text: str, problem: str) -> None:
