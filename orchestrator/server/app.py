@@ -45,6 +45,9 @@ _log = get_logger(__name__)
 PREFIX: Final = "/v1"
 """Where the protocol's paths begin."""
 
+_POLL_AFTER_MS: Final = "200"
+"""What pollers of a run are told to wait: short, because rules answer fast and the store is local."""
+
 
 def create_app(
     *,
@@ -167,10 +170,12 @@ class _Exchange:
         self._send = send
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; the first carries the request's id."""
+        """Pass a message on; the first carries the request's id, and when a run is worth another look."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self.request_id
+            headers["openai-poll-after-ms"] = _POLL_AFTER_MS
         await self._send(message)
 
     async def refuse(self, error: RefusalError, scope: Scope, receive: Receive) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import msgspec
 from starlette.responses import Response
 
-from orchestrator.protocol.objects import TERMINAL_STATUSES
 from orchestrator.server import requests
 from orchestrator.server.refusal import RefusalError, invalid, missing_beta, not_found
 from orchestrator.server.store import UnknownCursorError
@@ -36,7 +35,6 @@ __all__ = [
     "Backend",
     "EventStream",
     "answer",
-    "answer_run",
     "backend",
     "found",
     "paged",
@@ -46,9 +44,6 @@ __all__ = [
 
 BODY_LIMIT: Final = 8 * 1024 * 1024
 """The most bytes of a request's body."""
-
-_POLL_AFTER_MS: Final = "200"
-"""What pollers of an active run are told to wait: short, because rules answer fast and the store is local."""
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -119,14 +114,6 @@ def check_beta(request: Request) -> None:
 def answer(payload: JSON) -> Response:
     """Answer 200 with an object."""
     return Response(msgspec.json.encode(payload), media_type="application/json")
-
-
-def answer_run(run: JSON) -> Response:
-    """Answer 200 with a run, and when to look again."""
-    response = answer(run)
-    if run["status"] not in TERMINAL_STATUSES:
-        response.headers["openai-poll-after-ms"] = _POLL_AFTER_MS
-    return response
 
 
 def found(body: JSON | None, noun: str, object_id: str, **belongs_to: str) -> JSON:

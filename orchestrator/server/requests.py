@@ -44,7 +44,7 @@ RunTools: TypeAlias = Annotated[list[JSON], Meta(max_length=20)]
 
 
 class _Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request body; a field that was not sent is `UNSET`."""
+    """A request body, or an object in one; a field that was not sent is `UNSET`."""
 
 
 class CreateMessage(_Body):
@@ -131,7 +131,7 @@ class CreateThreadAndRun(_RunOptions):
     tool_resources: Resources = UNSET
 
 
-class ToolOutput(msgspec.Struct, kw_only=True):
+class ToolOutput(_Body):
     """One output; the specification lets both fields be absent, a call id is needed all the same."""
 
     tool_call_id: str
@@ -145,68 +145,70 @@ class SubmitToolOutputs(_Body):
     stream: bool | UnsetType | None = UNSET
 
 
-class _Function(msgspec.Struct):
+class _Function(_Body):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | UnsetType = UNSET
     parameters: JSON | UnsetType = UNSET
     strict: bool | UnsetType | None = UNSET
 
 
-class _FunctionTool(msgspec.Struct, tag_field="type", tag="function"):
+class _FunctionTool(_Body):
+    type: Literal["function"]
     function: _Function
 
 
-class _TextPart(msgspec.Struct, tag_field="type", tag="text"):
+class _TextPart(_Body, tag_field="type", tag="text"):
     text: str
 
 
-class _ImageFile(msgspec.Struct):
+class _ImageFile(_Body):
     file_id: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class _ImageFilePart(msgspec.Struct, tag_field="type", tag="image_file"):
+class _ImageFilePart(_Body, tag_field="type", tag="image_file"):
     image_file: _ImageFile
 
 
-class _ImageUrl(msgspec.Struct):
+class _ImageUrl(_Body):
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class _ImageUrlPart(msgspec.Struct, tag_field="type", tag="image_url"):
+class _ImageUrlPart(_Body, tag_field="type", tag="image_url"):
     image_url: _ImageUrl
 
 
-class _Truncation(msgspec.Struct):
+class _Truncation(_Body):
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Meta(ge=1)] | None = None
 
 
-class _JsonSchema(msgspec.Struct):
+class _JsonSchema(_Body):
     name: str
     description: str | UnsetType = UNSET
     schema: JSON | UnsetType = UNSET
     strict: bool | UnsetType | None = UNSET
 
 
-class _TextFormat(msgspec.Struct, tag_field="type", tag="text"):
+class _TextFormat(_Body, tag_field="type", tag="text"):
     pass
 
 
-class _ObjectFormat(msgspec.Struct, tag_field="type", tag="json_object"):
+class _ObjectFormat(_Body, tag_field="type", tag="json_object"):
     pass
 
 
-class _SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
+class _SchemaFormat(_Body, tag_field="type", tag="json_schema"):
     json_schema: _JsonSchema
 
 
-class _ChosenFunction(msgspec.Struct):
+class _ChosenFunction(_Body):
     name: str
 
 
-class _FunctionChoice(msgspec.Struct, tag_field="type", tag="function"):
+class _FunctionChoice(_Body):
+    type: Literal["function"]
     function: _ChosenFunction
 
 
@@ -337,7 +339,8 @@ def _refusal(text: str, prefix: str = "") -> RefusalError:
     """Word msgspec's message, whose form is `what - at `$.path``, as the protocol words such things."""
     found = _AT.match(text)
     assert found is not None
-    what, path = found["what"], (prefix + (found["path"] or "")).lstrip(".")
+    # msgspec writes `[...]` for any key of an object; the parameter is the object.
+    what, path = found["what"], (prefix + (found["path"] or "")).replace("[...]", "").lstrip(".")
     field = _FIELD.match(what)
     if field is None:
         named = f" for '{path}'" if path else ""

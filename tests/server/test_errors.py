@@ -6,6 +6,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from server.speaker import TIME, WEATHER, Speaker, call_ids, outputs
@@ -76,6 +77,17 @@ def test_only_whole_submissions_are_taken_and_a_refused_one_changes_nothing(spea
     assert submit(oslo, rome, "call_x") == f"{expected}['{oslo}', '{rome}', 'call_x']"
     assert submit(oslo, oslo) == f"{expected}['{oslo}', '{oslo}']"
     assert speaker.ok("GET", path) == before
+
+
+def test_a_misspelt_output_is_refused_instead_of_taken_for_an_empty_one(speaker: Speaker) -> None:
+    path, (call_id,) = speaker.waiting("Weather in Oslo?", WEATHER)
+    body = {"tool_outputs": [{"tool_call_id": call_id, "outptu": "5"}]}
+    error = speaker.refused(400, "POST", f"{path}/submit_tool_outputs", body)
+    assert (error["message"], error["param"]) == (
+        "Unknown parameter: 'tool_outputs[0].outptu'.",
+        "tool_outputs[0].outptu",
+    )
+    assert speaker.ok("GET", path)["status"] == "requires_action"
 
 
 def test_of_two_submissions_at_once_exactly_one_is_accepted(speaker: Speaker) -> None:
@@ -163,7 +175,7 @@ def test_unknown_paths_and_methods_are_refused_in_the_envelope(speaker: Speaker)
         ({"assistant_id": 1}, "assistant_id", "Invalid value for 'assistant_id': expected 'str', got 'int'."),
         ({"assistant_id": "a", "max_completion_tokens": 255}, "max_completion_tokens", ">= 256"),
         ({"assistant_id": "a", "temperature": 2.1}, "temperature", "<= 2"),
-        ({"assistant_id": "a", "metadata": {"a": 1}}, "metadata[...]", "expected 'str'"),
+        ({"assistant_id": "a", "metadata": {"a": 1}}, "metadata", "expected 'str'"),
         ({"assistant_id": "a", "metadata": {str(i): "" for i in range(17)}}, "metadata", "at most 16 pairs"),
         ({"assistant_id": "a", "metadata": {"k" * 65: ""}}, "metadata", "at most 64"),
         ({"assistant_id": "a", "metadata": {"k": "v" * 513}}, "metadata", "at most 512"),
@@ -171,6 +183,18 @@ def test_unknown_paths_and_methods_are_refused_in_the_envelope(speaker: Speaker)
         ({"assistant_id": "a", "tools": [{"type": "code_interpreter"}]}, "tools[0].type", "not supported"),
         ({"assistant_id": "a", "tools": [WEATHER] * 21}, "tools", "<= 20"),
         ({"assistant_id": "a", "tools": [{"type": "function"}]}, "tools[0].function", "Missing required"),
+        ({"assistant_id": "a", "tools": [{"function": {"name": "x"}}]}, "tools[0].type", "Missing required"),
+        ({"assistant_id": "a", "tools": [{**WEATHER, "x": 1}]}, "tools[0].x", "Unknown parameter"),
+        (
+            {"assistant_id": "a", "tools": [{"type": "function", "function": {"name": "x", "x": 1}}]},
+            "tools[0].function.x",
+            "Unknown parameter",
+        ),
+        (
+            {"assistant_id": "a", "tool_choice": {"function": {"name": "x"}}},
+            "tool_choice.type",
+            "Missing required",
+        ),
         ({"assistant_id": "a", "tool_choice": "some"}, "tool_choice", "invalid enum value"),
         ({"assistant_id": "a", "response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
         ({"assistant_id": "a", "truncation_strategy": {"type": "last_messages"}}, None, "last_messages"),
@@ -233,14 +257,19 @@ def test_parameters_of_a_list_are_checked(speaker: Speaker) -> None:
     assert speaker.refused(400, "GET", "/assistants", params={"before": "asst_X"})["param"] == "before"
 
 
-def test_pollers_are_told_when_to_look_again_until_the_run_is_over(speaker: Speaker) -> None:
+def test_every_answer_tells_pollers_when_to_look_again(speaker: Speaker) -> None:
+    def told(response: httpx.Response) -> None:
+        assert int(response.headers["openai-poll-after-ms"]) > 0
+
     path, (call_id,) = speaker.waiting("Weather in Oslo?", TIME, WEATHER)
-    assert int(speaker.send("GET", path).headers["openai-poll-after-ms"]) > 0
-    answer = speaker.send("POST", f"{path}/submit_tool_outputs", outputs((call_id, "1")))
-    assert answer.json()["status"] == "queued"
-    assert "openai-poll-after-ms" in answer.headers
-    speaker.until(path, "completed")
-    assert "openai-poll-after-ms" not in speaker.send("GET", path).headers
+    told(speaker.send("GET", path))
+    told(speaker.send("POST", f"{path}/submit_tool_outputs", outputs(("call_x", "1"))))
+    body = {**outputs((call_id, "1")), "stream": True}
+    with speaker.http.stream("POST", f"{path}/submit_tool_outputs", json=body) as stream:
+        told(stream)
+        stream.read()
+    told(speaker.send("GET", path))
+    told(speaker.send("GET", f"{path}/steps"))
 
 
 def test_an_idempotency_key_makes_one_run_however_often_it_is_sent(speaker: Speaker) -> None:

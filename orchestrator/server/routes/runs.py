@@ -77,20 +77,20 @@ async def _list(request: Request) -> Response:
 
 async def _get(request: Request) -> Response:
     http.check_beta(request)
-    return http.answer_run(await http.backend(request).engine.get_run(*_ids(request)))
+    return http.answer(await http.backend(request).engine.get_run(*_ids(request)))
 
 
 async def _modify(request: Request) -> Response:
     fields = given(await http.read(request, requests.ModifyMetadata))
     engine = http.backend(request).engine
     if "metadata" not in fields:
-        return http.answer_run(await engine.get_run(*_ids(request)))
-    return http.answer_run(await engine.modify_run(*_ids(request), fields["metadata"] or {}))
+        return http.answer(await engine.get_run(*_ids(request)))
+    return http.answer(await engine.modify_run(*_ids(request), fields["metadata"] or {}))
 
 
 async def _cancel(request: Request) -> Response:
     await http.read_bytes(request)
-    return http.answer_run(await http.backend(request).engine.cancel(*_ids(request)))
+    return http.answer(await http.backend(request).engine.cancel(*_ids(request)))
 
 
 async def _submit(request: Request) -> Response:
@@ -105,7 +105,7 @@ def _ids(request: Request) -> tuple[str, str]:
 
 
 def _answer(started: Started) -> Response:
-    return http.answer_run(started.run) if started.stream is None else http.EventStream(started.stream)
+    return http.answer(started.run) if started.stream is None else http.EventStream(started.stream)
 
 
 def _repeat(request: Request, body: bytes) -> Repeat | None:
