@@ -107,7 +107,8 @@ def serve(
     if api_key_file is not None:
         keys.append(_key_in(api_key_file))
     if not keys and (key := os.environ.get(KEY_VARIABLE)):
-        keys.append(key)
+        # Without what a file or a shell left around it, which no header could carry.
+        keys.append(key.strip())
     raise typer.Exit(run(host=host, port=port, db=db, api_keys=keys, script=script, log_level=log_level))
 
 

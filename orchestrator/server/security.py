@@ -41,7 +41,7 @@ class Gate:
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._hashes = [_hash(key) for key in keys]
+        self._hashes = [_hash(key.encode("utf-8", "surrogateescape")) for key in keys]
 
     def admit(self, headers: Mapping[str, str]) -> str:
         """Check a request's headers; return what scopes its idempotency keys (a hash, `""` without keys).
@@ -52,15 +52,16 @@ class Gate:
         if not self._hashes:
             _check_local(headers)
             return ""
-        given = _hash(_key(headers))
+        # Headers are read as Latin-1, byte by byte; a key that is not ASCII was sent as UTF-8.
+        given = _hash(_key(headers).encode("latin-1"))
         # Every key is compared, so that the time taken does not tell how many there are before the right one.
         if not max([hmac.compare_digest(given, known) for known in self._hashes]):
             raise RefusalError(401, "Incorrect API key provided.", code="invalid_api_key")
         return given.hex()
 
 
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _key(headers: Mapping[str, str]) -> str:

@@ -112,7 +112,7 @@ def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
         raise _BadConfigurationError("an API key is empty")
     try:
         return listen(host, port)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.pool import NullPool
 
@@ -274,7 +274,8 @@ class Store:
 
 def _engine(path: Path) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        # Not a string: in one, a question mark in the path would begin options, and open another file.
+        URL.create("sqlite", database=str(path.absolute())),
         poolclass=NullPool,
         connect_args={"check_same_thread": False, "timeout": 1.0, "isolation_level": None},
     )

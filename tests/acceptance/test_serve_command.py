@@ -36,7 +36,7 @@ def test_it_says_where_it_listens_and_a_signal_ends_it(number: int, tmp_path: Pa
 def test_a_key_from_a_file_or_the_environment_is_wanted_and_stays_out_of_ps(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
-    for options, env in [(["--api-key-file", str(file)], {}), ([], {"ORCHESTRATOR_API_KEY": KEY})]:
+    for options, env in [(["--api-key-file", str(file)], {}), ([], {"ORCHESTRATOR_API_KEY": f"{KEY}\n"})]:
         with serving(tmp_path, *options, env=env) as (process, url):
             assert status(url) == status(url, authorization="Bearer another") == 401
             assert status(url, authorization=f"Bearer {KEY}") == 200

@@ -49,6 +49,12 @@ def test_the_key_may_come_in_its_own_header(speaker: Speaker) -> None:
     speaker.ok("GET", "/assistants", headers={"authorization": "", "api-key": "test-key"})
 
 
+def test_a_key_need_not_be_ascii() -> None:
+    with running_server(api_key="clé") as server:
+        headers = {b"openai-beta": b"assistants=v2", b"authorization": "Bearer clé".encode()}
+        assert httpx.get(f"{server.base_url}/assistants", headers=headers, trust_env=False).status_code == 200
+
+
 def test_with_a_key_any_host_name_will_do(speaker: Speaker) -> None:
     speaker.ok("GET", "/assistants", headers={"host": "runs.example.org"})
 

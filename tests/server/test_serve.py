@@ -77,6 +77,16 @@ def test_what_it_was_told_is_there_after_a_kill(tmp_path: Path) -> None:
         assert answer.json()["id"] == thread_id
 
 
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    db = tmp_path / "runs?mode=ro#50%25 é.sqlite"
+    with _serving(db=db) as (process, _):
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+    assert list(tmp_path.iterdir()) == [db]
+    assert db.stat().st_size > 0
+    assert db.stat().st_mode & 0o777 == 0o600
+
+
 def _refused(**options: Any) -> str:
     done = subprocess.run(
         _command(**{"port": 0, **options}), capture_output=True, text=True, timeout=30, check=False
@@ -95,6 +105,10 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 def test_a_host_that_others_can_reach_needs_a_key() -> None:
     assert "refusing to listen on 0.0.0.0 without an API key" in _refused(host="0.0.0.0")
+
+
+def test_a_host_that_cannot_be_a_name_is_one_clear_line() -> None:
+    assert "label" in _refused(host="a" * 300, api_keys=["k"])
 
 
 def test_an_unreadable_script_is_one_clear_line(tmp_path: Path) -> None:
