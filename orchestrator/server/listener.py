@@ -6,6 +6,7 @@ fractions of a second however long the runs behind them last. Knows no operation
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,9 @@ __all__ = ["Server", "listen", "url_of"]
 
 _GRACE_S: Final = 2
 """How long requests that are being answered may take to finish, once their streams were ended."""
+
+_LAST_RESORT_S: Final = _GRACE_S + 3
+"""When uvicorn cancels what answers them, with a stack trace for each; they should be gone long before."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,26 +71,37 @@ class Server(uvicorn.Server):
                 server_header=False,
                 # Longer than clients keep idle connections, so that they rarely write to one being closed.
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=_GRACE_S,
+                timeout_graceful_shutdown=_LAST_RESORT_S,
             )
         )
         self._app = app
         self._on_listening = on_listening
+        self._loop: asyncio.AbstractEventLoop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End the streams, then stop as uvicorn does."""
+        """End the streams, then stop as uvicorn does; who does not read or send meanwhile is cut off."""
         self._app.state.backend.execution.end_streams()
+        cut_off = self._loop.call_later(_GRACE_S, self._cut_off)
         await super().shutdown(sockets)
+        cut_off.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Stop on the first signal, at once on the second.
+        """Stop on the first signal; on the second, cut off whoever is still being answered.
 
         uvicorn's own would raise the signal again after the stop, and the process would die of it.
         """
-        self.force_exit = self.should_exit
+        if self.should_exit and self.started:
+            self._loop.call_soon_threadsafe(self._cut_off)
         self.should_exit = True
+
+    def _cut_off(self) -> None:
+        """Drop every connection: to what answers on it, the client has left."""
+        for connection in self.server_state.connections:
+            if connection.transport is not None:
+                connection.transport.abort()

@@ -66,6 +66,22 @@ def test_a_signal_ends_it_with_code_0_even_with_a_stream_open(number: int, tmp_p
     assert not list(tmp_path.glob("kept.sqlite-*")), "the write-ahead log was not folded back"
 
 
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_a_stop_does_not_wait_for_a_request_that_never_ends_and_is_no_error(numbers: list[int]) -> None:
+    with _serving() as (process, url):
+        port = int(url.split(":")[2].partition("/")[0])
+        head = "POST /v1/threads HTTP/1.1\r\nhost: 127.0.0.1\r\nopenai-beta: assistants=v2\r\n"
+        head += "content-type: application/json\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head.encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 "), "it waits for the body now"
+            for number in numbers:
+                process.send_signal(number)
+            _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
 def test_what_it_was_told_is_there_after_a_kill(tmp_path: Path) -> None:
     db = tmp_path / "kept.sqlite"
     with _serving(db=db) as (process, url):
