@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -62,16 +62,24 @@ def running_server(
 
     Raises:
         ScriptError: The script is wrong.
+        OSError: The database's file cannot be created or written.
+        SchemaMismatchError: It holds the tables of another version or program.
+        sqlalchemy.exc.SQLAlchemyError: It is no database, or another server holds it.
+        RuntimeError: The server did not start all the same; the log says why.
     """
     from orchestrator.server.app import PREFIX, create_app
     from orchestrator.server.listener import Server, listen, url_of
     from orchestrator.server.rules import RuleModel
+    from orchestrator.server.store import Store
 
     rules = _rules(script)
     with ExitStack() as resources:
         if db is None:
             directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-"))
             db = Path(directory) / "orchestrator.sqlite"
+        # A file that cannot be used raises here; in the server's thread it would only be logged.
+        with closing(Store(db)) as store:
+            store.open()
         listener = listen("127.0.0.1", 0)
         resources.callback(listener.close)
         running = RunningServer(base_url=url_of(listener, PREFIX), api_key=api_key or "", db=db)
@@ -91,7 +99,7 @@ def running_server(
         settled.wait()
         try:
             if not server.started:
-                raise RuntimeError("the server did not start; its database may be held by another one")
+                raise RuntimeError("the server did not start; the log says why")
             yield running
         finally:
             server.should_exit = True

@@ -87,7 +87,7 @@ def create_app(
             # On the loop, which nobody needs any more: what the engine saved last is handed over here.
             store.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", _healthz, methods=["GET"]),
             Mount(PREFIX, app=Router(all_routes(), redirect_slashes=False)),
@@ -96,6 +96,8 @@ def create_app(
         exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # A wrong URL is told so, like every other.
+    return app
 
 
 async def _healthz(_request: Request) -> Response:

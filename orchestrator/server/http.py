@@ -107,7 +107,7 @@ def check_beta(request: Request) -> None:
     Raises:
         RefusalError: 400, code `invalid_beta`.
     """
-    if "assistants=v2" not in request.headers.get("openai-beta", "").replace(" ", "").split(","):
+    if "assistants=v2" not in ",".join(request.headers.getlist("openai-beta")).replace(" ", "").split(","):
         raise missing_beta()
 
 

@@ -164,6 +164,8 @@ def test_a_refused_run_leaves_its_thread_unlocked(speaker: Speaker) -> None:
 
 def test_unknown_paths_and_methods_are_refused_in_the_envelope(speaker: Speaker) -> None:
     assert speaker.refused(404, "GET", "/nowhere")["message"] == "Invalid URL (GET /v1/nowhere)"
+    root = speaker.server.base_url
+    assert speaker.refused(404, "GET", root)["message"] == "Invalid URL (GET /v1)"
     assert speaker.refused(405, "PUT", "/threads")["message"] == "Not allowed to PUT on /v1/threads."
 
 
@@ -241,6 +243,8 @@ def test_a_body_of_another_type_or_size_is_refused(speaker: Speaker) -> None:
 
 
 def test_a_request_without_the_beta_header_is_refused(speaker: Speaker) -> None:
+    both = [("openai-beta", "realtime=v1"), ("openai-beta", "assistants=v2")]
+    assert speaker.send("GET", "/assistants", headers=both).status_code == 200
     for method, path in (("POST", "/threads"), ("GET", "/assistants"), ("GET", "/threads/thread_X")):
         error = speaker.refused(400, method, path, headers={"openai-beta": ""})
         assert error["code"] == "invalid_beta"

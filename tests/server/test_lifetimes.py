@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from orchestrator.server import objects
 from orchestrator.server.execution import Execution
@@ -250,6 +251,21 @@ def test_a_stopped_server_leaves_no_thread_and_no_file_behind() -> None:
         assert ("GET", f"/v1{path}") in speaker.server.requests
     assert set(threading.enumerate()) == before
     assert not db.parent.exists()
+
+
+def test_a_database_that_cannot_be_used_is_named_to_who_starts_the_server(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    text = tmp_path / "text.sqlite"
+    text.write_text("this is no database, only some text that is long enough to be looked at" * 20)
+    with pytest.raises(DatabaseError, match="file is not a database"), running_server(db=text):
+        pass
+    with pytest.raises(FileNotFoundError), running_server(db=tmp_path / "none" / "a.sqlite"):
+        pass
+    with _speaking(tmp_path / "held.sqlite") as speaker:
+        with pytest.raises(OperationalError, match="locked"), running_server(db=speaker.server.db):
+            pass
+        speaker.thread()
+    assert set(threading.enumerate()) == before
 
 
 def test_a_clock_stands_still_until_it_is_advanced_and_never_goes_back() -> None:
