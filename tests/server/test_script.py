@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,18 @@ from orchestrator.server.models import (
 from orchestrator.server.rules import RuleModel
 from orchestrator.server.script import ScriptError, build, load, parse
 from orchestrator.server.templates import fill, walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def usual_depth() -> Iterator[None]:
+    """Python's own recursion limit, as in a server's process; other tests' tools raise it."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
 
 
 def _prompt(text: str, *batches: list[str], **options: Any) -> Prompt:
@@ -249,7 +262,7 @@ def test_an_emoji_escaped_as_json_does_it_is_one_character() -> None:
         ("a.yaml", "rules: !!python/object/apply:os.getcwd []", "is not YAML"),
         ("a.yaml", "rulez: []", "unknown field `rulez`"),
         ("a.py", "1/0", "ZeroDivisionError"),
-        ("a.yaml", "rules: " + "[" * 5000, "nested too deeply"),
+        ("a.yaml", "rules: " + "[" * 2000, "nested too deeply"),
         (
             "a.yaml",
             "rules: [{match: x, steps: [{call: {tool: t, arguments: &a {b: *a}}}]}]",
