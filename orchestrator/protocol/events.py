@@ -4,7 +4,8 @@ Owns the event types, the mapping from an event's name and payload to them, and 
 accumulates message and step deltas. Knows nothing of sockets (bytes become `ServerSentEvent`s in
 `orchestrator.protocol.sse`) and draws no conclusions: a stream's end is not an event and never a verdict.
 
-An event without a name (some servers send none) is named after its payload's `object` and `status`.
+An event without a name (some servers send none) is named after its payload's `object` and `status`; one that
+has no `object` but an error, flat or wrapped, is an `error`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import (
     JSON,
     Message,
@@ -163,15 +165,17 @@ StreamEvent: TypeAlias = (
 class _Head(_Payload, frozen=True):
     object: str = ""
     status: str = ""
+    error: Any = None
+    message: Any = None
 
 
-_head = msgspec.json.Decoder(_Head)
-_run = msgspec.json.Decoder(Run)
-_step = msgspec.json.Decoder(RunStep)
-_step_delta = msgspec.json.Decoder(RunStepDelta)
-_message = msgspec.json.Decoder(Message)
-_message_delta = msgspec.json.Decoder(MessageDelta)
-_thread = msgspec.json.Decoder(Thread)
+_head = Decoder(_Head)
+_run = Decoder(Run)
+_step = Decoder(RunStep)
+_step_delta = Decoder(RunStepDelta)
+_message = Decoder(Message)
+_message_delta = Decoder(MessageDelta)
+_thread = Decoder(Thread)
 
 
 def decode_event(name: str, data: bytes) -> StreamEvent:
@@ -220,6 +224,8 @@ def _name_of(data: bytes) -> str:
         return "thread.created"
     if head.object in ("thread.run", "thread.run.step", "thread.message"):
         return f"{head.object}.{head.status}"
+    if not head.object and (head.error or head.message):
+        return "error"
     return head.object or "message"
 
 

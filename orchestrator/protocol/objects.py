@@ -157,7 +157,7 @@ class TextContent(_Object, frozen=True):
 class MessageContent(_Object, frozen=True, omit_defaults=True):
     """One part of a message: the field named by `type` is set, the others are absent."""
 
-    type: str
+    type: str = ""
     text: TextContent | None = None
     refusal: str | None = None
     image_file: JSON | None = None
@@ -236,7 +236,7 @@ class Run(_Object, frozen=True):
 class StepDetails(_Object, frozen=True, omit_defaults=True):
     """What a step did: wrote a message, or called tools."""
 
-    type: str
+    type: str = ""
     message_creation: JSON | None = None
     tool_calls: list[JSON] | None = None
 

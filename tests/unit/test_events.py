@@ -84,6 +84,7 @@ def test_an_error_event_is_read_flat_and_wrapped_and_odd(data: bytes, message: s
     decoded = decode_event("error", data)
     assert isinstance(decoded, ErrorEvent)
     assert decoded.data.message == message
+    assert decode_event("", data) == decoded
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.call import Call, CallOptions, Metadata, body, checked, path, query
+from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Assistant, Deleted, Page
 
-_ASSISTANT = msgspec.json.Decoder(Assistant).decode
-_ASSISTANTS = msgspec.json.Decoder(Page[Assistant]).decode
-_DELETED = msgspec.json.Decoder(Deleted).decode
+_ASSISTANT = Decoder(Assistant).decode
+_ASSISTANTS = Decoder(Page[Assistant]).decode
+_DELETED = Decoder(Deleted).decode
 
 
 def create_assistant(

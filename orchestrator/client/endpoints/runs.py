@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, Unpack
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.call import (
@@ -19,14 +18,15 @@ from orchestrator.client.call import (
     streaming,
     with_nonce,
 )
+from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Page, Run, RunStep, ToolOutput
 
 P = ParamSpec("P")
 
-_RUN = msgspec.json.Decoder(Run).decode
-_RUNS = msgspec.json.Decoder(Page[Run]).decode
-_STEP = msgspec.json.Decoder(RunStep).decode
-_STEPS = msgspec.json.Decoder(Page[RunStep]).decode
+_RUN = Decoder(Run).decode
+_RUNS = Decoder(Page[Run]).decode
+_STEP = Decoder(RunStep).decode
+_STEPS = Decoder(Page[RunStep]).decode
 
 
 def create_run(

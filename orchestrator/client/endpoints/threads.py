@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.call import Call, CallOptions, Metadata, body, checked, path, query, with_nonce
+from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Deleted, Message, Page, Thread
 
-_THREAD = msgspec.json.Decoder(Thread).decode
-_MESSAGE = msgspec.json.Decoder(Message).decode
-_MESSAGES = msgspec.json.Decoder(Page[Message]).decode
-_DELETED = msgspec.json.Decoder(Deleted).decode
+_THREAD = Decoder(Thread).decode
+_MESSAGE = Decoder(Message).decode
+_MESSAGES = Decoder(Page[Message]).decode
+_DELETED = Decoder(Deleted).decode
 
 
 def create_thread(
