@@ -106,13 +106,13 @@ class ThreadsClient:
         organization: Else `OPENAI_ORG_ID`, if set.
         project: Else `OPENAI_PROJECT_ID`, if set.
         timeout: Seconds for one request, from waiting for a connection to the last byte of the answer; for
-            a stream, until it has begun. A blocking read cannot be interrupted: a server that drips is
-            noticed at the first byte past the time.
+            a stream, until it has begun.
         retry: How often and how patiently a call is tried.
         headers: Added to every request.
         max_connections: Streams that may be open at once; other calls have their own share beside them.
         stream_idle_s: The longest silence in an open stream, in seconds.
-        transport: Any httpx transport, instead of httpx's own.
+        transport: Any httpx transport, instead of httpx's own; it gives each read the whole time anew, so
+            that a server that drips is noticed at the first byte past the time.
         clocks: Where clocks and jitter come from.
         sleep: How a retry waits, given seconds.
 
@@ -221,11 +221,12 @@ class ThreadsClient:
         self.close()
 
     def _exchange(self, call: Call[Any], request: Request) -> tuple[httpx.Response, bytearray]:
+        from orchestrator.client.deadline import ends_at
         from orchestrator.client.transport import prepared, translated
 
         http = self._connections.client()
         ends = time.monotonic() + request.timeout_s
-        with translated(method=call.method, path=call.path):
+        with translated(method=call.method, path=call.path), ends_at(ends):
             response = http.send(prepared(request), stream=True)
             try:
                 return response, _read(response, ends)
@@ -233,6 +234,7 @@ class ThreadsClient:
                 response.close()
 
     def _open(self, call: Call[Run], *, until_started: bool = False) -> EventStream:
+        from orchestrator.client.deadline import ends_at
         from orchestrator.client.stream import EventStream
         from orchestrator.client.transport import prepared, translated
 
@@ -241,7 +243,7 @@ class ThreadsClient:
         request = self._settings.request(call)
         http = self._connections.client()
         ends = time.monotonic() + request.timeout_s
-        with translated(method=call.method, path=call.path):
+        with translated(method=call.method, path=call.path), ends_at(ends):
             response = http.send(prepared(request), stream=True)
             try:
                 headers = dict(response.headers)

@@ -155,16 +155,17 @@ class AsyncEventStream(_Stream):
         """Wait for the first run event, which says that the request took effect; nothing is lost by it.
 
         Raises:
-            APIResponseError: The stream ended without one.
+            APIResponseError: The stream ended, or reported an error, without one.
         """
         seen: list[StreamEvent] = []
         async for event in self:
             seen.append(event)
             if isinstance(event, RunEvent):
+                self._events.ready.extendleft(reversed(seen))
+                return
+            if isinstance(event, ErrorEvent):
                 break
-        else:
-            raise self._events.not_started(seen)
-        self._events.ready.extendleft(reversed(seen))
+        raise self._events.not_started(seen)
 
     async def aclose(self, *, reuse: bool = False) -> None:
         """Close the answer; only a stream that was read to its end leaves its connection to others.
@@ -231,16 +232,17 @@ class EventStream(_Stream):
         """Wait for the first run event, which says that the request took effect; nothing is lost by it.
 
         Raises:
-            APIResponseError: The stream ended without one.
+            APIResponseError: The stream ended, or reported an error, without one.
         """
         seen: list[StreamEvent] = []
         for event in self:
             seen.append(event)
             if isinstance(event, RunEvent):
+                self._events.ready.extendleft(reversed(seen))
+                return
+            if isinstance(event, ErrorEvent):
                 break
-        else:
-            raise self._events.not_started(seen)
-        self._events.ready.extendleft(reversed(seen))
+        raise self._events.not_started(seen)
 
     def close(self) -> None:
         """Close the answer; only a stream that was read to its end leaves its connection to others."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import httpcore
 import httpx
 
+from orchestrator.client.deadline import PunctualBackend
 from orchestrator.errors import APIConnectionError, APIError, APIResponseError, APITimeout
 
 if TYPE_CHECKING:
@@ -159,7 +160,13 @@ def sync_client(*, max_connections: int, transport: httpx.BaseTransport | None =
     limits = httpx.Limits(
         max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=KEEPALIVE_S
     )
-    return httpx.Client(limits=limits, cookies=_no_cookies(), transport=transport)
+    client = httpx.Client(limits=limits, cookies=_no_cookies(), transport=transport)
+    if transport is None:
+        for stock in (client._transport, *client._mounts.values()):  # noqa: SLF001 - as in async_client
+            if isinstance(stock, httpx.HTTPTransport):
+                pool = stock._pool  # noqa: SLF001 - the same
+                pool._network_backend = PunctualBackend(pool._network_backend)  # noqa: SLF001 - the same
+    return client
 
 
 def _no_cookies() -> CookieJar:

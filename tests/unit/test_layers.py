@@ -48,6 +48,7 @@ IMPURE = {"asyncio", "httpx", "pykka", "random", "structlog", "threading", "time
 HEAVY = {"alembic", "celery", "griffe", "httpcore", "httpx", "pydantic", "rich", "sqlalchemy", "starlette"}
 HEAVY |= {"structlog", "tenacity", "typer", "uvicorn", "uvloop", "yaml"}
 HEAVY_ALLOWED = {
+    "client.deadline": {"httpcore"},
     "client.transport": {"httpcore", "httpx"},
     "tools.schema": {"pydantic"},
     "tools.arguments": {"pydantic"},
