@@ -45,28 +45,30 @@ class _Connections:
         self._max_connections = max_connections
         self._transport = transport
         self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        # At most one: `setdefault` lets one loop win where several come at once, and holds no lock, which a
+        # fork would copy as it stands.
+        self._owners: dict[None, tuple[int, asyncio.AbstractEventLoop]] = {}
         self._closed = False
 
     def client(self) -> httpx.AsyncClient:
         if self._closed:
             raise OrchestratorClosed("the client is closed: make a new one")
+        loop = asyncio.get_running_loop()
+        pid, owner = self._owners.setdefault(None, (os.getpid(), loop))
+        if pid != os.getpid():
+            raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
+        if owner is not loop:
+            raise RuntimeError("the client was first used on another event loop: make one for each loop")
         if self._client is None:
             from orchestrator.client.transport import async_client
 
             self._client = async_client(max_connections=self._max_connections, transport=self._transport)
-            self._loop = asyncio.get_running_loop()
-            self._pid = os.getpid()
-        elif self._pid != os.getpid():
-            raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
-        elif self._loop is not asyncio.get_running_loop():
-            raise RuntimeError("the client was first used on another event loop: make one for each loop")
         return self._client
 
     async def aclose(self) -> None:
         # A forked child must not touch its parent's sockets.
-        if self._client is not None and self._pid == os.getpid() and not self._closed:
+        is_ours = any(pid == os.getpid() for pid, _ in self._owners.values())
+        if self._client is not None and is_ours and not self._closed:
             client = self.client()
             self._closed = True
             await client.aclose()

@@ -6,9 +6,9 @@ are written again here.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
-import threading
 import time
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
@@ -45,31 +45,42 @@ class _Connections:
     def __init__(self, max_connections: int, transport: httpx.BaseTransport | None) -> None:
         self._max_connections = max_connections
         self._transport = transport
-        self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
-        self._pid = 0
+        # By process id. Without a lock, which a fork would copy as it stands: threads that come at once make
+        # one each, the first is kept, and the others have nothing open.
+        self._clients: dict[int, httpx.Client] = {}
         self._closed = False
 
     def client(self) -> httpx.Client:
-        with self._lock:
-            if self._closed:
-                raise OrchestratorClosed("the client is closed: make a new one")
-            if self._client is None:
-                from orchestrator.client.transport import sync_client
-
-                self._client = sync_client(max_connections=self._max_connections, transport=self._transport)
-                self._pid = os.getpid()
-            elif self._pid != os.getpid():
+        _refuse_on_event_loop()
+        client = self._clients.get(os.getpid())
+        if client is None and not self._closed:
+            if self._clients:
                 raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
-            return self._client
+            from orchestrator.client.transport import sync_client
+
+            made = sync_client(max_connections=self._max_connections, transport=self._transport)
+            client = self._clients.setdefault(os.getpid(), made)
+        if client is None or self._closed:
+            raise OrchestratorClosed("the client is closed: make a new one")
+        return client
 
     def close(self) -> None:
-        with self._lock:
-            # A forked child must not touch its parent's sockets.
-            client = self._client if self._pid == os.getpid() and not self._closed else None
-            self._closed = True
+        self._closed = True
+        # A forked child must not touch its parent's sockets.
+        client = self._clients.get(os.getpid())
         if client is not None:
             client.close()
+
+
+def _refuse_on_event_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "ThreadsClient would block the event loop that runs on this thread:"
+        " use AsyncThreadsClient and await its methods"
+    )
 
 
 def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[ThreadsClient, P], T]:
@@ -95,7 +106,8 @@ def _stream_method(
 class ThreadsClient:
     """Every operation of the protocol, blocking, retried by a policy.
 
-    Made anywhere, without I/O; may be used by any threads of the process that uses it first. Each method
+    Made anywhere, without I/O; may be used by any threads of the process that uses it first, save where an
+    event loop runs: a call there is a `RuntimeError`. Each method
     takes the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
     everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
     the environment's proxies are used.

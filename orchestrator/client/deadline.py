@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpcore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["PunctualBackend", "ends_at"]
 
@@ -53,11 +53,16 @@ class PunctualBackend(httpcore.NetworkBackend):
         self._backend = backend
 
     def connect_tcp(
-        self, host: str, port: int, timeout: float | None = None, **options: Any
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect; what comes back is as punctual."""
         left_s = _left_s(timeout, httpcore.ConnectTimeout)
-        return _PunctualStream(self._backend.connect_tcp(host, port, left_s, **options))
+        return _PunctualStream(self._backend.connect_tcp(host, port, left_s, local_address, socket_options))
 
 
 class _PunctualStream(httpcore.NetworkStream):

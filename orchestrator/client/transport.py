@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict, deque
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -291,8 +291,10 @@ class LanePool(httpcore.AsyncConnectionPool):
         self._idle.clear()
         self._ages.clear()
         self._active.clear()
-        for connection in connections:
-            await connection.aclose()
+        # The stack closes each of them, also when the one who closes is cancelled on the way.
+        async with AsyncExitStack() as stack:
+            for connection in connections:
+                stack.push_async_callback(connection.aclose)
 
 
 class _LentStream:

@@ -1,0 +1,124 @@
+"""Who may use a client: one loop, one process, no thread that runs a loop; and what closing it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+import warnings
+
+import pytest
+from drivers import KEY, driven
+from faulty_server import PATIENCE_S, FaultyServer, held, reply
+
+from orchestrator.client import AsyncThreadsClient, ThreadsClient
+
+THREAD = {"id": "thread_1", "object": "thread"}
+
+
+def test_a_blocking_client_refuses_to_block_an_event_loop() -> None:
+    async def use(client: ThreadsClient) -> None:
+        with pytest.raises(RuntimeError, match="use AsyncThreadsClient and await"):
+            client.get_thread("thread_1")
+        with (
+            pytest.raises(RuntimeError, match="use AsyncThreadsClient and await"),
+            client.stream_run("thread_1", assistant_id="asst_1"),
+        ):
+            pass
+        assert (await asyncio.to_thread(client.get_thread, "thread_1")).id == "thread_1"
+
+    with FaultyServer(default=reply(THREAD)) as server, ThreadsClient(server.url, api_key=KEY) as client:
+        asyncio.run(use(client))
+        assert len(server.received) == 1
+
+
+def test_of_two_loops_that_come_at_once_one_gets_the_client() -> None:
+    outcomes: list[str] = []
+
+    def run(client: AsyncThreadsClient, together: threading.Barrier) -> None:
+        async def use() -> None:
+            together.wait(PATIENCE_S)
+            try:
+                outcomes.append((await client.get_thread("thread_1")).id)
+                together.wait(PATIENCE_S)
+                await client.aclose()
+            except RuntimeError as error:
+                outcomes.append(str(error))
+                together.wait(PATIENCE_S)
+
+        asyncio.run(use())
+
+    with FaultyServer(default=reply(THREAD)) as server:
+        client, together = AsyncThreadsClient(server.url, api_key=KEY), threading.Barrier(2)
+        threads = [threading.Thread(target=run, args=(client, together)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.accepted == 1
+    assert len(outcomes) == 2
+    assert "thread_1" in outcomes
+    assert any("another event loop" in outcome for outcome in outcomes)
+
+
+def test_a_fork_in_the_middle_of_the_first_use_does_not_hang_the_child() -> None:
+    with FaultyServer(default=reply(THREAD)) as server:
+        for step in range(8):
+            client = ThreadsClient(server.url, api_key=KEY)
+            user = threading.Thread(target=client.get_thread, args=("thread_1",))
+            user.start()
+            time.sleep(step * 0.004)  # another moment of the first use each time
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
+                child = os.fork()
+            if child == 0:
+                signal.alarm(int(PATIENCE_S))
+                try:
+                    client.get_thread("thread_1")
+                except Exception:  # noqa: BLE001 - whichever it is, it came back
+                    os._exit(0)
+                os._exit(0)
+            user.join()
+            client.close()
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_closing_that_is_cancelled_closes_every_connection() -> None:
+    many, gate = 20, threading.Event()
+
+    async def main(server: FaultyServer) -> None:
+        client = AsyncThreadsClient(server.url, api_key=KEY)
+        tasks = [asyncio.create_task(client.get_thread("thread_1")) for _ in range(many)]
+        await asyncio.to_thread(server.wait_until, lambda server: server.accepted == many)
+        gate.set()
+        await asyncio.gather(*tasks)
+        closing = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await asyncio.to_thread(server.wait_until, lambda server: server.open_connections == 0)
+
+    with FaultyServer(default=held(gate, reply(THREAD))) as server:
+        asyncio.run(main(server))
+
+
+def test_threads_that_come_at_once_share_one_blocking_client() -> None:
+    many = 6
+    with FaultyServer(default=reply(THREAD)) as server, driven("sync", server.url) as driver:
+        together = threading.Barrier(many)
+
+        def use() -> None:
+            together.wait(PATIENCE_S)
+            driver.call("get_thread", "thread_1")
+
+        threads = [threading.Thread(target=use) for _ in range(many)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.received) == many
+        driver.client.close()
+        server.wait_until(lambda server: server.open_connections == 0)
