@@ -16,6 +16,7 @@ The rules, in order:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -107,7 +108,8 @@ def delay_s(policy: RetryPolicy, *, failures: int, error: APIError, jitter: floa
         jitter: A number in [0, 1), drawn by the caller.
         unix_now: Seconds since the epoch, for hints that are dates.
     """
-    backoff = min(policy.cap_s, policy.base_s * 2.0 ** (failures - 1)) * jitter
+    doublings = min(failures - 1, 64)  # far past every cap; a float overflows at 1,024
+    backoff = min(policy.cap_s, policy.base_s * 2.0**doublings) * jitter
     hint = retry_after_s(error.headers, unix_now) if isinstance(error, APIStatusError) else None
     if hint is None:
         return backoff
@@ -131,7 +133,10 @@ def retry_after_s(headers: Mapping[str, str], unix_now: float) -> float | None:
     if seconds is not None:
         return max(0.0, seconds)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - unix_now)
+        date = parsedate_to_datetime(text)
+        # RFC 9110, 5.6.7: a recipient must accept asctime dates too, which name no zone and mean UTC.
+        date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+        return max(0.0, date.timestamp() - unix_now)
     except (TypeError, ValueError, OverflowError):
         return None
 

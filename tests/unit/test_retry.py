@@ -1,5 +1,6 @@
 """The retry policy: a table of failures, and when the next attempt comes."""
 
+import time
 from email.utils import formatdate
 
 import pytest
@@ -108,3 +109,19 @@ def test_a_policy_has_at_least_one_attempt() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RetryPolicy(attempts=0)
     assert NO_RETRIES.attempts == 1
+
+
+def test_the_thousandth_failure_in_a_row_has_a_backoff_too() -> None:
+    policy = RetryPolicy(cap_s=8.0)
+    assert delay_s(policy, failures=5000, error=connection(sent=True), jitter=0.5, unix_now=0.0) == 4.0
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "UTC"])
+def test_a_date_without_a_zone_is_utc_wherever_we_are(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert retry_after_s({"retry-after": "Sun Nov  6 08:49:37 1994"}, 784111770.0) == 7.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
