@@ -228,7 +228,7 @@ class AsyncThreadsClient:
         http = self._connections.client()
         with translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await http.send(prepared(request), stream=True)
+                response = await http.send(prepared(request, path=call.path), stream=True)
                 try:
                     return response, await _read(response)
                 finally:
@@ -244,7 +244,7 @@ class AsyncThreadsClient:
         http = self._connections.client()
         with translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await http.send(prepared(request), stream=True)
+                response = await http.send(prepared(request, path=call.path), stream=True)
                 try:
                     headers = dict(response.headers)
                     if not is_success(response.status_code):
@@ -335,9 +335,16 @@ async def _closing(stream: AsyncEventStream) -> AsyncIterator[None]:
 
 async def _read(response: httpx.Response) -> bytearray:
     """Read a body, at most one chunk past its limit."""
+    from httpx import DecodingError, NetworkError, ProtocolError
+
     body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > body_limit(response.status_code):
-            break
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > body_limit(response.status_code):
+                break
+    except (DecodingError, NetworkError, ProtocolError):
+        # A refusal is one without its text, too.
+        if is_success(response.status_code):
+            raise
     return body

@@ -239,7 +239,7 @@ class ThreadsClient:
         http = self._connections.client()
         ends = time.monotonic() + request.timeout_s
         with translated(method=call.method, path=call.path), ends_at(ends):
-            response = http.send(prepared(request), stream=True)
+            response = http.send(prepared(request, path=call.path), stream=True)
             try:
                 return response, _read(response, ends)
             finally:
@@ -256,7 +256,7 @@ class ThreadsClient:
         http = self._connections.client()
         ends = time.monotonic() + request.timeout_s
         with translated(method=call.method, path=call.path), ends_at(ends):
-            response = http.send(prepared(request), stream=True)
+            response = http.send(prepared(request, path=call.path), stream=True)
             try:
                 headers = dict(response.headers)
                 if not is_success(response.status_code):
@@ -334,11 +334,18 @@ class ThreadsClient:
 
 def _read(response: httpx.Response, ends: float) -> bytearray:
     """Read a body, at most one chunk past its limit, until a time on the monotonic clock."""
+    from httpx import DecodingError, NetworkError, ProtocolError
+
     body = bytearray()
-    for chunk in response.iter_bytes():
-        body += chunk
-        if time.monotonic() > ends:
-            raise TimeoutError("the answer took too long")
-        if len(body) > body_limit(response.status_code):
-            break
+    try:
+        for chunk in response.iter_bytes():
+            body += chunk
+            if time.monotonic() > ends:
+                raise TimeoutError("the answer took too long")
+            if len(body) > body_limit(response.status_code):
+                break
+    except (DecodingError, NetworkError, ProtocolError):
+        # A refusal is one without its text, too.
+        if is_success(response.status_code):
+            raise
     return body

@@ -17,6 +17,9 @@ __all__ = ["Credentials", "checked_headers"]
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")
 
+# A wrong one breaks a request off halfway, and nobody knows then what the server made of it.
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
@@ -67,6 +70,8 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise ValueError(f"not a header name: {name!r}")
+        if name.lower() in _FRAMING:
+            raise ValueError(f"header {name!r} says how long the body is, which only the transport knows")
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ValueError(f"the value of header {name!r} must be ASCII text without line breaks")
     return {name.lower(): value for name, value in headers.items()}

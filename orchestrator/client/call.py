@@ -6,6 +6,7 @@ into a request. Knows neither the server nor the credentials: those are `orchest
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, cast
@@ -40,6 +41,9 @@ Metadata: TypeAlias = Mapping[str, str] | UnsetType | None
 """Up to 16 pairs; `None` clears them, `UNSET` leaves them out of the request."""
 
 MAX_METADATA_PAIRS = 16
+
+# It travels as a metadata value, at most 512 characters, and as a header.
+_NONCE = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 class CallOptions(TypedDict, total=False):
@@ -210,10 +214,12 @@ def with_nonce(metadata: Metadata, nonce: str | UnsetType) -> Metadata:
     """Add the nonce to metadata, if there is one.
 
     Raises:
-        ValueError: No pair is left for it, or the metadata has that key already.
+        ValueError: It cannot be sent, no pair is left for it, or the metadata has that key already.
     """
     if isinstance(nonce, UnsetType):
         return metadata
+    if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
+        raise ValueError(f"nonce must be 1 to 512 ASCII characters without spaces, got {nonce!r}")
     pairs = {} if metadata is None or isinstance(metadata, UnsetType) else dict(metadata)
     if NONCE_KEY in pairs:
         raise ValueError(f"metadata key {NONCE_KEY!r} is taken by the nonce")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Request", "Settings"]
 
 CONNECT_TIMEOUT_S: Final = 5.0
+
+_DOTTED: Final = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -195,9 +198,20 @@ def _checked_url(base_url: str) -> str:
     if "@" in parts.netloc:
         raise ValueError("base_url must not hold a user name or password: pass api_key")
     if parts.query or parts.fragment:
-        raise ValueError(f"base_url must end with its path: {base_url!r}")
+        raise ValueError("base_url must end with its path, without query and fragment")
     _port(parts)
+    try:
+        _check_host(parts.hostname)
+    except ValueError:
+        raise ValueError(f"base_url names no possible host: {parts.hostname!r}") from None
     return base_url.rstrip("/")
+
+
+def _check_host(host: str) -> None:
+    # What is refused here, the HTTP library or the resolver would refuse only when a request is under way.
+    if _DOTTED.fullmatch(host):
+        ip_address(host)
+    host.encode("idna")
 
 
 def _port(parts: SplitResult) -> int:

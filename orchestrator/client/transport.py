@@ -110,15 +110,31 @@ def translated(*, method: str, path: str) -> Iterator[None]:
         raise api_error(exc, method=method, path=path) from exc
 
 
-def prepared(request: Request) -> httpx.Request:
-    """Return a request as httpx sends it; nothing of an httpx client's own defaults is added."""
-    return httpx.Request(
-        request.method,
-        request.url,
-        headers=dict(request.headers),
-        content=request.content,
-        extensions=request.extensions,
-    )
+def prepared(request: Request, *, path: str) -> httpx.Request:
+    """Return a request as httpx sends it; nothing of an httpx client's own defaults is added.
+
+    Args:
+        request: The request.
+        path: Its path below the base URL.
+
+    Raises:
+        APIConnectionError: httpx cannot send to such a URL; nothing was sent.
+    """
+    try:
+        return httpx.Request(
+            request.method,
+            request.url,
+            headers=dict(request.headers),
+            content=request.content,
+            extensions=request.extensions,
+        )
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise APIConnectionError(
+            f"nothing was sent ({type(error).__name__}: {error})",
+            method=request.method,
+            path=path,
+            sent=False,
+        ) from None
 
 
 def async_client(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -385,3 +386,22 @@ def test_threads_share_one_blocking_client() -> None:
         for thread in threads:
             thread.join()
     assert ids == ["thread_1"] * 8
+
+
+@both
+@pytest.mark.parametrize("cut", [raw, reset_after], ids=["closed", "reset"])
+def test_a_refusal_whose_text_is_cut_off_is_still_one(kind: str, cut: Callable[[bytes], Step]) -> None:
+    def refusal(status: int) -> Step:
+        return cut(head(status, content_type="application/json", content_length="500") + b'{"error": {')
+
+    with FaultyServer(refusal(429), refusal(400)) as server, driven(kind, server.url) as driver:
+        with pytest.raises(BadRequestError):
+            driver.call("create_run", "thread_1", assistant_id="asst_1")
+        assert sent(server) == 2
+
+
+@both
+def test_a_url_that_cannot_be_asked_is_no_ambiguous_outcome(kind: str) -> None:
+    with driven(kind, "http://xn--a.example/v1") as driver, pytest.raises(APIConnectionError) as caught:
+        driver.call("create_run", "thread_1", assistant_id="asst_1")
+    assert not caught.value.sent

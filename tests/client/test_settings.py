@@ -88,6 +88,10 @@ def test_the_environment_stands_in_for_missing_arguments(kind: str, monkeypatch:
         ({"base_url": "http://127.0.0.1/", "timeout": float("inf")}, "timeout must be"),
         ({"base_url": "http://127.0.0.1/", "stream_idle_s": -1}, "stream_idle_s must be"),
         ({"base_url": "http://127.0.0.1/", "headers": {"a b": "c"}}, "not a header name"),
+        ({"base_url": "http://127.0.0.1/", "headers": {"Content-Length": "0"}}, "only the transport knows"),
+        ({"base_url": "http://a..b/", "api_key": "k"}, "no possible host"),
+        ({"base_url": f"http://{'a' * 64}.example/", "api_key": "k"}, "no possible host"),
+        ({"base_url": "http://999.1.1.1/", "api_key": "k"}, "no possible host"),
     ],
 )
 def test_a_mistake_is_named_when_the_client_is_made(
@@ -105,6 +109,9 @@ def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(client: type, 
     assert "sk-t" not in "".join(traceback.format_exception(caught.value))
     with pytest.raises(ValueError, match="'x-key'") as caught:
         client(base_url="http://127.0.0.1/", headers={"x-key": bad})
+    assert "sk-t" not in str(caught.value)
+    with pytest.raises(ValueError, match="without query") as caught:
+        client(base_url="https://api.example/v1?api-key=sk-t", api_key="k")
     assert "sk-t" not in str(caught.value)
 
 

@@ -263,6 +263,12 @@ def test_a_keyword_nobody_knows_is_a_type_error(name: str) -> None:
         build(name, *ids, **fields, colour="red")
 
 
+@pytest.mark.parametrize("bad", ["", "é", "a b", "a\nb", "x" * 513])
+def test_a_nonce_that_cannot_be_sent_is_refused_before_anything_is(bad: str) -> None:
+    with pytest.raises(ValueError, match="nonce must be"):
+        endpoints.create_run("thread_1", assistant_id="asst_1", nonce=bad)
+
+
 @pytest.mark.parametrize("name", ["create_run", "stream_run", "create_message"])
 def test_a_nonce_takes_one_pair_of_the_metadata(name: str) -> None:
     _, ids, fields, _ = CASES[STREAMS.get(name, name)]
