@@ -398,10 +398,3 @@ def test_a_refusal_whose_text_is_cut_off_is_still_one(kind: str, cut: Callable[[
         with pytest.raises(BadRequestError):
             driver.call("create_run", "thread_1", assistant_id="asst_1")
         assert sent(server) == 2
-
-
-@both
-def test_a_url_that_cannot_be_asked_is_no_ambiguous_outcome(kind: str) -> None:
-    with driven(kind, "http://xn--a.example/v1") as driver, pytest.raises(APIConnectionError) as caught:
-        driver.call("create_run", "thread_1", assistant_id="asst_1")
-    assert not caught.value.sent

@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 import pytest
-from drivers import both
+from drivers import both, driven
 from faulty_server import (
     FaultyServer,
     Step,
@@ -23,6 +23,7 @@ from faulty_server import (
 )
 
 from orchestrator.client.transport import async_client, sync_client, was_sent
+from orchestrator.errors import APIConnectionError
 
 OK = reply({"ok": True})
 
@@ -115,3 +116,10 @@ def test_a_proxy_that_refuses_to_connect_counts_as_never_sent(
 @pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout])
 def test_the_same_error_from_a_transport_that_states_nothing_counts_as_sent(kind: type[Exception]) -> None:
     assert was_sent(kind("some transport's own reset"))
+
+
+@both
+def test_a_url_that_cannot_be_asked_is_no_ambiguous_outcome(kind: str) -> None:
+    with driven(kind, "http://xn--a.example/v1") as driver, pytest.raises(APIConnectionError) as caught:
+        driver.call("create_run", "thread_1", assistant_id="asst_1")
+    assert not caught.value.sent
