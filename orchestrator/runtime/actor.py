@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 import pykka
 from pykka.messages import ProxyCall, ProxyGetAttr, ProxySetAttr, _ActorStop
 
-from orchestrator.runtime.future import DerivedFuture, LoopFuture, refuse_waiting_on_loop
-from orchestrator.runtime.loop import acquire
+from orchestrator.runtime.foreign_futures import refuse_to_wait_for_foreign_actors
+from orchestrator.runtime.future import DerivedFuture, LoopFuture
+from orchestrator.runtime.loop import acquire, refuse_waiting_on_loop
 from orchestrator.runtime.mailbox import Mailbox
 from orchestrator.telemetry import get_logger
 
@@ -200,7 +201,15 @@ class LoopActor(pykka.Actor):
         return LoopFuture()
 
     def _start_actor_loop(self) -> None:
-        self.loop_thread = acquire()
+        refuse_to_wait_for_foreign_actors()
+        try:
+            self.loop_thread = acquire()
+        except BaseException:  # the system refuses the thread
+            # Pykka has registered this actor already, and `stop_all` would wait for it for ever.
+            pykka.ActorRegistry.unregister(self.actor_ref)
+            self.actor_stopped.set()
+            self.actor_inbox.close(str(self.actor_ref))
+            raise
         self.actor_inbox.open(self.loop_thread, self._live)
 
     def _live(self, envelope: Envelope[Any] | None) -> None:

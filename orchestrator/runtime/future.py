@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import pykka
 
-from orchestrator.runtime.loop import fork_count, refuse_blocking
+from orchestrator.runtime.loop import fork_count, refuse_waiting_on_loop
 from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from types import TracebackType
 
-__all__ = ["DerivedFuture", "LoopFuture", "refuse_waiting_on_loop"]
+__all__ = ["DerivedFuture", "LoopFuture"]
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -298,16 +298,6 @@ class DerivedFuture(LoopFuture[T]):
             return self._compute(), None
         except Exception:  # noqa: BLE001 - it is the outcome, and `get` raises it
             return None, sys.exc_info()
-
-
-def refuse_waiting_on_loop(timeout: float | None) -> None:
-    """Raise if waiting for an answer this long would block the actors' loop thread.
-
-    Raises:
-        RuntimeError: It would; a timeout of 0 does not.
-    """
-    if timeout is None or timeout > 0:
-        refuse_blocking("Waiting for a future", "await it in a task, or have the answer told to you")
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

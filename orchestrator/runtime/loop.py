@@ -2,9 +2,8 @@
 
 It owns the thread's life: started with the first lease, ended with the last, never carried across a fork.
 It refuses to know what runs on it. Nothing of the user's may: whatever blocks here delays every mailbox of
-the process, so the blocking calls of this package ask `refuse_blocking` before they wait. What belongs to
-others, such as a `pykka.ThreadingActor`'s future, cannot be refused without patching Pykka for the whole
-process; the watchdog names it afterwards (`actor.slow_handler`).
+the process, so the blocking calls of this package ask `refuse_blocking` before they wait, and so do Pykka's
+own futures (`foreign_futures`). What else is slow is named afterwards (`actor.slow_handler`).
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ __all__ = [
     "on_loop_thread",
     "refuse_blocking",
     "refuse_blocking_on_running_loop",
+    "refuse_waiting_on_loop",
 ]
 
 SLOW_HANDLER_S = 0.1
@@ -322,6 +322,16 @@ def refuse_blocking(what: str, instead: str) -> None:
     """
     if on_loop_thread():
         raise RuntimeError(f"{what} would block the actors' loop thread and every actor on it: {instead}")
+
+
+def refuse_waiting_on_loop(timeout: float | None) -> None:
+    """Raise if waiting for an answer this long would block the actors' loop thread.
+
+    Raises:
+        RuntimeError: It would; a timeout of 0 does not.
+    """
+    if timeout is None or timeout > 0:
+        refuse_blocking("Waiting for a future", "await it in a task, or have the answer told to you")
 
 
 def refuse_blocking_on_running_loop(what: str, instead: str) -> None:

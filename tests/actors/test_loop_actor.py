@@ -224,6 +224,54 @@ def test_what_would_block_the_loop_thread_raises_there_at_once(blocking: Callabl
         ref.stop()
 
 
+class Foreigner(pykka.ThreadingActor):
+    """Lives on a thread of its own, and asks the actor it is sent."""
+
+    def on_receive(self, message: pykka.ActorRef[Any]) -> Any:
+        return message.ask("from elsewhere")
+
+
+@pytest.mark.parametrize(
+    "blocking",
+    [
+        lambda foreigner, other: foreigner.ask(other),
+        lambda foreigner, other: foreigner.ask(other, timeout=5),
+        lambda foreigner, other: foreigner.ask(other, block=False).get(),
+        lambda foreigner, other: foreigner.ask(other, block=False).map(str).get(),
+        lambda foreigner, other: pykka.get_all([foreigner.ask(other, block=False)]),
+        lambda foreigner, _other: setattr(foreigner.proxy(), "name", "x"),
+        lambda foreigner, _other: foreigner.stop(),
+    ],
+)
+def test_waiting_for_an_actor_on_another_thread_raises_too_before_they_wait_for_each_other(
+    blocking: Callable[[Any, Any], object],
+) -> None:
+    caller, foreigner, other = Caller.start(), Foreigner.start(), Recorder.start()
+
+    with pytest.raises(RuntimeError, match="would block the actors' loop thread"):
+        caller.ask(lambda: blocking(foreigner, other), timeout=5)
+
+    for ref in (caller, foreigner, other):
+        ref.stop()
+
+
+def test_futures_of_an_actor_on_another_thread_are_pykkas_own_where_nobody_waits_on_the_loop() -> None:
+    caller, foreigner, other = Caller.start(), Foreigner.start(), Recorder.start()
+    answered = foreigner.ask(other, block=False)
+    assert answered.get(timeout=5) == "from elsewhere"
+
+    def look() -> Any:
+        with pytest.raises(pykka.Timeout):
+            pykka.ThreadingFuture[int]().get(timeout=0)
+        return answered.get()
+
+    assert caller.ask(look) == "from elsewhere"
+    with pytest.raises(pykka.Timeout):
+        pykka.ThreadingFuture[int]().get(timeout=0.01)
+    for ref in (caller, foreigner, other):
+        ref.stop()
+
+
 def test_a_refused_call_has_sent_nothing() -> None:
     caller, other = Caller.start(), Recorder.start()
 

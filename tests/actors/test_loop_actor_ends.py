@@ -353,6 +353,21 @@ def test_an_actor_that_was_never_started_is_collectable_and_leases_nothing(log: 
     assert held.is_alive()
 
 
+def test_an_actor_whose_thread_the_system_refuses_is_dead_and_nobody_waits_for_it() -> None:
+    before = threading.stack_size()
+    threading.stack_size(1 << 48)  # no stack can be as large as asked
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Witness.start(queue.Queue())
+    finally:
+        threading.stack_size(before)
+
+    assert ActorRegistry.get_all() == []
+    ref = Witness.start(queue.Queue())
+    assert ref.ask(lambda _: "the next one lives") == "the next one lives"
+    assert ref.stop()
+
+
 EXIT_SCRIPT = """
 import threading
 from orchestrator.runtime import LoopActor, acquire
