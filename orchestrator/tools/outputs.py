@@ -28,7 +28,7 @@ def encode(value: object) -> str:
         TypeError: Something in it has no JSON form, such as bytes; the message says where it stands.
     """
     if isinstance(value, str) and not isinstance(value, Enum):
-        return value
+        return str.__str__(value)  # the wire's codec takes no subclass, such as NumPy's or Markup
     return json.dumps(_plain(value, "the result"), ensure_ascii=False, allow_nan=False)
 
 
@@ -55,17 +55,20 @@ def _plain(value: Any, where: str) -> Any:
         raise TypeError(f"{where} is {type(value).__name__}, which JSON cannot carry; decode or encode it")
     if isinstance(value, type):
         return _leaf(value, where)  # no instance: it has the attributes that mark one
-    if (converted := _converted(value)) is not value:
-        return _plain(converted, where)
     if (parts := _parts(value)) is not None:
         return {_key(key, where): _plain(part, f"{where}.{key}") for key, part in parts.items()}
     if isinstance(value, Sequence | Set | ValuesView | Generator | deque):
         return [_plain(part, f"{where}[{number}]") for number, part in enumerate(value)]
+    if (converted := _converted(value)) is not value:
+        return _plain(converted, where)
     return _leaf(value, where)
 
 
 def _converted(value: Any) -> Any:
-    """Return what an object says of itself: a pydantic model, a path, NumPy's arrays and scalars."""
+    """Return what an object says of itself: a pydantic model, a path, NumPy's arrays and scalars.
+
+    Asked of objects without parts only: those may well have a method `item` that means something else.
+    """
     if callable(dump := getattr(value, "model_dump", None)):
         return dump(mode="json")
     if isinstance(value, PathLike):

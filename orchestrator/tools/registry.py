@@ -53,6 +53,8 @@ class Tool(Generic[P, R]):
         idempotent: bool = False,
         strict: bool = False,
     ) -> None:
+        if not isinstance(function, classmethod) and not callable(function):
+            raise TypeError(f"a tool is made of a function, not of {function!r}")
         names = function.annotation_names if isinstance(function, Tool) else local_names(function)
         if isinstance(function, Tool):
             function = function.function
@@ -179,6 +181,7 @@ def tool(
         strict: Ask the server to hold the model to the schema. Every parameter is then required.
 
     Raises:
+        TypeError: It is no function.
         ValueError: The name or the timeout is not acceptable.
     """
 
@@ -208,6 +211,8 @@ class ToolRegistry:
 
     def __init__(self, tools: Iterable[Callable[..., Any]] = ()) -> None:
         self._tools: dict[str, Tool[..., Any]] = {}
+        if callable(tools):
+            raise TypeError(f"tools are given in a list: [{getattr(tools, '__name__', tools)}]")
         for function in tools:
             self.register(function)
 

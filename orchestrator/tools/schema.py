@@ -126,6 +126,8 @@ def _model_and_schema(
     if len(model.model_fields) != len(parameters):
         raise TypeError("ClassVar and Final say nothing about a parameter")
     schema = model.model_json_schema(schema_generator=_Generator)
+    if "$ref" in schema:
+        raise TypeError("Self is the class of a method, which its arguments cannot be")
     return model, _untitled(schema)
 
 

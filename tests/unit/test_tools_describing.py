@@ -140,6 +140,20 @@ def test_a_lambda_has_no_usable_name() -> None:
         tool(lambda: 1)
 
 
+@pytest.mark.parametrize("thing", ["fetch", 5, {"type": "function"}])
+def test_what_is_no_function_is_refused_as_such(thing: Any) -> None:
+    for take in (tool, lambda thing: ToolRegistry([thing]), ToolRegistry().register):
+        with pytest.raises(TypeError, match="a tool is made of a function, not of"):
+            take(thing)
+
+
+def test_a_function_where_a_list_of_them_belongs_is_told_so() -> None:
+    tools: Any = no_docstring
+    for take in (ToolRegistry, ToolRegistry().merged):
+        with pytest.raises(TypeError, match=r"in a list: \[no_docstring\]"):
+            take(tools)
+
+
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan")])
 def test_a_timeout_must_be_positive(timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s"):

@@ -55,6 +55,23 @@ class Struct(msgspec.Struct):
 Pair = namedtuple("Pair", "left right")
 
 
+@dataclasses.dataclass
+class Order:
+    """Has methods that only happen to be called as NumPy's are."""
+
+    number: int
+
+    def item(self, position: int) -> int:
+        return position
+
+    def tolist(self) -> list[str]:
+        return ["nothing of this"]
+
+
+class Text(str):
+    __slots__ = ()
+
+
 class Scalar:
     """What NumPy's scalars offer, without NumPy."""
 
@@ -126,6 +143,17 @@ def test_a_result_becomes_json(value: object, expected: object) -> None:
 @pytest.mark.parametrize("text", ["", "plain", '{"a": 1}', "null", "naïve\n"])
 def test_a_string_goes_out_as_it_is(text: str) -> None:
     assert encode(text) == text
+
+
+@pytest.mark.parametrize("text", [Text("sunny"), Text("sønny"), Text("")])
+def test_a_string_of_a_class_of_its_own_goes_out_as_a_plain_one_which_the_wire_can_carry(text: str) -> None:
+    output = bounded(encode(text), 1000)
+    assert (type(output), output) == (str, text)
+    assert msgspec.json.decode(msgspec.json.encode(output)) == text
+
+
+def test_an_object_with_parts_is_its_parts_whatever_its_methods_are_called() -> None:
+    assert encode(Order(number=7)) == '{"number": 7}'
 
 
 def test_letters_beyond_ascii_are_not_escaped() -> None:

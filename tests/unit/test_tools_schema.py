@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, Optional, Union
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, Optional, Self, Union
 from uuid import UUID
 
 import annotated_types
@@ -453,6 +453,10 @@ def bad_pattern(text: Annotated[str, Field(pattern="(")]) -> None:
     pass
 
 
+def itself(value: Self) -> None:  # type: ignore[misc]  # wrong for type checkers too
+    pass
+
+
 def test_a_callable_without_a_signature_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="tool 'min': no signature found"):
         ToolRegistry([min])
@@ -469,6 +473,7 @@ def test_a_callable_without_a_signature_is_refused_by_name() -> None:
         (unknown_name, "frame"),
         (bad_pattern, "text"),
         (taking(Final[int], 3), "value"),
+        (itself, "value"),
         (Desk.book, "self"),
         (Desk.plain, "self"),
     ],
