@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import os
 import random
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import pykka
@@ -43,6 +46,7 @@ from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.supervisor import Admit, OnBusyThread
 from orchestrator.telemetry import get_logger
 from orchestrator.tools import Tool, ToolExecutor, ToolRegistry
+from orchestrator.tools.signature import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -122,6 +126,8 @@ class Orchestrator:
         require_choice("watch", watch, get_args(Watch))
         require_choice("on_busy_thread", on_busy_thread, get_args(OnBusyThread))
         require_seconds("deadline_s", deadline_s)
+        # Imported here and not on the actors' loop, whose mailboxes it would hold up for a sixth of a second.
+        importlib.import_module("orchestrator.client.transport")
         self._client = client or AsyncThreadsClient(
             base_url=base_url,
             api_key=api_key,
@@ -156,14 +162,21 @@ class Orchestrator:
         self.close(on_active="wait" if kind is None else "cancel")
 
     async def __aenter__(self) -> Self:
-        self._tool_loop = asyncio.get_running_loop()
+        self._refuse_fork()
+        with self._lock:
+            self._tool_loop = asyncio.get_running_loop()
+            if self._fleet is not None:
+                self._fleet.executor.loop = self._tool_loop
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         on_active: OnActive = "wait" if kind is None else "cancel"
-        closing = asyncio.ensure_future(asyncio.to_thread(self.close, on_active=on_active))
+        # A thread of its own: those of the loop's executor may all wait for the runs that end only here.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="orchestrator-closing")
+        close = partial(contextvars.copy_context().run, self.close, on_active=on_active)
+        closing = asyncio.get_running_loop().run_in_executor(executor, close)
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
@@ -171,6 +184,8 @@ class Orchestrator:
             self._cancel_open()
             await closing
             raise
+        finally:
+            executor.shutdown(wait=closing.done() and not closing.cancelled())
 
     def start(
         self,
@@ -230,8 +245,8 @@ class Orchestrator:
             deadline_s: Seconds from now to the run's end, admission included.
             on_deadline: What happens then: cancel the run, or leave it to the server.
             watch: Overrides the orchestrator's `watch`.
-            stream_to: Told every event: a callable, called in order on a thread of its own pool, or a Pykka
-                actor. One that is slow or raises does not harm the run.
+            stream_to: Told every event: a plain callable, called in order on a thread of its own pool, or a
+                Pykka actor. One that is slow or raises does not harm the run.
             key: A name for the run, unique among the open ones; by default one is generated.
             api_key: Credentials and server of this run, where they differ from the orchestrator's.
             organization: Likewise.
@@ -240,7 +255,7 @@ class Orchestrator:
 
         Raises:
             ValueError: An argument cannot be sent, or the key is taken.
-            TypeError: A message or tool is of no kind that is known.
+            TypeError: A message, tool or consumer is of no kind that is known.
             Overloaded: `max_pending` runs wait already.
             OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
         """
@@ -469,6 +484,8 @@ class Orchestrator:
         """Split a run's own tools into what is sent and what is called."""
         if tools is None:
             return UNSET, self._registry
+        if callable(tools) or isinstance(tools, Mapping):
+            raise TypeError(f"tools are given in a list, got {tools!r}")
         wire: list[Mapping[str, Any]] = []
         handlers: list[Tool[..., Any] | Callable[..., Any]] = []
         for item in tools:
@@ -495,6 +512,9 @@ class Orchestrator:
         options: CallOptions,
     ) -> RunHandle:
         self._refuse_fork()
+        _require_consumer(stream_to)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"key must be a str, got {key!r}")
         client = self._client.with_options(**options) if options else self._client
         key = key or f"run-{uuid.uuid4().hex[:16]}"
         record = RunRecord(
@@ -576,6 +596,18 @@ def _was_left(handle: RunHandle) -> bool:
     except OrchestratorError as error:
         return isinstance(error, OrchestratorClosed)
     return False
+
+
+def _require_consumer(stream_to: object) -> None:
+    if stream_to is None or isinstance(stream_to, pykka.ActorRef):
+        return
+    if not callable(stream_to):
+        raise TypeError(f"stream_to must be a callable or a pykka.ActorRef, got {stream_to!r}")
+    if is_async(stream_to):
+        raise TypeError(
+            f"stream_to cannot be a coroutine function, got {stream_to!r}: in a coroutine, iterate with "
+            f"`async for event in handle`"
+        )
 
 
 def _deliver(

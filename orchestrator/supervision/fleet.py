@@ -103,6 +103,8 @@ class Fleet:
             log.warning("orchestrator.tools_still_running", tools=still_running)
 
     def _close_client(self) -> None:
+        if not self.loop_thread.is_alive():
+            return  # the interpreter exits: `_leave` has closed it, then the loop ended
         closing = asyncio.run_coroutine_threadsafe(self.client.aclose(), self.loop_thread.loop)
         try:
             closing.result(TEARDOWN_S)

@@ -48,6 +48,9 @@ class ToolExecutor:
         threads: The most threads for synchronous tools. A thread that a timed-out tool still holds counts.
         loop: The loop for asynchronous tools; `None` for a thread with a loop of its own.
         max_output_bytes: The longest output sent to a model, in bytes of UTF-8; a longer one is cut.
+
+    Attributes:
+        loop: As given; a change counts for the calls that start afterwards.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class ToolExecutor:
         loop: asyncio.AbstractEventLoop | None = None,
         max_output_bytes: int = 512 * 1024,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._max_output_bytes = max_output_bytes
         self._pool = ThreadPool(threads, "orchestrator-tool")
         self._loop_thread = ToolLoop("orchestrator-tool-loop")
@@ -169,7 +172,7 @@ class ToolExecutor:
     def _dispatch(self, execution: ToolExecution, tool: Tool[..., Any]) -> None:
         try:
             if tool.is_async:
-                execution.run_on_loop(self._loop or self._loop_thread.loop(), tool)
+                execution.run_on_loop(self.loop or self._loop_thread.loop(), tool)
             else:
                 execution.run_in_pool(self._pool, tool)
         except (RuntimeError, OSError) as error:  # the loop is closed, or the system refuses a thread

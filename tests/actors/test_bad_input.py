@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 NOWHERE = "http://127.0.0.1:1/v1"
 
 
+async def consume(event: object) -> None:
+    raise AssertionError(event)
+
+
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     with staged() as stage:
@@ -197,6 +201,11 @@ def test_arguments_of_the_wrong_type_never_reach_the_tool(stage: Stage) -> None:
         ({"thread_id": "../runs"}, ValueError, "thread_id cannot be part of a path"),
         ({"tools": [lambda: 3]}, ValueError, "tool name '<lambda>'"),
         ({"tools": ["fetch"]}, TypeError, "tools must be functions, Tools or wire definitions, not 'fetch'"),
+        ({"tools": print}, TypeError, "tools are given in a list, got <built-in function print>"),
+        ({"tools": {"type": "function"}}, TypeError, "tools are given in a list"),
+        ({"stream_to": "print"}, TypeError, "stream_to must be a callable or a pykka.ActorRef, got 'print'"),
+        ({"stream_to": consume}, TypeError, "stream_to cannot be a coroutine .* iterate with `async for"),
+        ({"key": 7}, TypeError, "key must be a str, got 7"),
         ({"api_key": "two\nlines"}, ValueError, "api_key must be text that fits into a header"),
         ({"base_url": "http://elsewhere.example/v1"}, ValueError, "pass the api_key for it too"),
         ({"base_url": "elsewhere"}, ValueError, "base_url must begin with http"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -210,6 +211,25 @@ def test_a_task_that_is_cancelled_while_its_block_waits_cancels_the_runs(stage: 
     began = time.monotonic()
     asyncio.run(cancelled())
     assert time.monotonic() - began < 10
+    assert runs[0].result().status == "cancelled"
+
+
+def test_an_async_block_is_left_although_every_thread_of_its_loops_executor_waits_for_its_runs(
+    stage: Stage,
+) -> None:
+    runs: list[RunHandle] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        async with stage.orchestrator(deadline_s=5 * PATIENCE_S) as orchestrator:
+            runs.append(orchestrator.start(stage.assistant, messages="dawdle"))
+            asyncio.get_running_loop().run_in_executor(None, runs[0].result)
+            raise ZeroDivisionError
+
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    assert time.monotonic() - began < PATIENCE_S
     assert runs[0].result().status == "cancelled"
 
 

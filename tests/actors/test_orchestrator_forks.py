@@ -127,6 +127,19 @@ run = working(orchestrator.start(assistant, messages="dawdle"))
 print(run.run_id)
 """
 
+EXIT_THAT_CLOSES = """
+import atexit
+orchestrator = made()
+atexit.register(orchestrator.close)
+run = working(orchestrator.start(assistant, messages="dawdle"))
+print(run.run_id)
+"""
+
+HEAVY_IMPORTS = """
+made()
+print({"httpx", "httpcore"} <= sys.modules.keys(), threading.active_count())
+"""
+
 EXIT_WHILE_A_TOOL_HANGS = """
 reached = threading.Event()
 
@@ -200,7 +213,11 @@ def test_a_fork_at_any_moment_leaves_the_child_no_lock_to_wait_for(stage: Stage)
     assert told(stage, FORK_UNDER_LOAD, measured=False) == ["{0}"]
 
 
-@pytest.mark.parametrize("script", [EXIT_WITH_OPEN_RUNS, EXIT_WHILE_A_TOOL_HANGS], ids=["a stream", "a tool"])
+@pytest.mark.parametrize(
+    "script",
+    [EXIT_WITH_OPEN_RUNS, EXIT_THAT_CLOSES, EXIT_WHILE_A_TOOL_HANGS],
+    ids=["a stream", "a close", "a tool"],
+)
 def test_a_process_that_ends_with_an_open_run_ends(stage: Stage, script: str) -> None:
     began = time.monotonic()
     assert len(told(stage, script)) == 1
@@ -212,3 +229,7 @@ def test_ctrl_c_while_close_waits_cancels_the_runs_and_ends_everything(stage: St
     interrupted, threads = told(stage, INTERRUPT)
     assert interrupted == "interrupted cancelled"
     assert threads == "['MainThread']"
+
+
+def test_what_takes_long_to_import_is_not_left_to_the_actors_loop(stage: Stage) -> None:
+    assert told(stage, HEAVY_IMPORTS) == ["True 1"]

@@ -11,6 +11,7 @@ import pytest
 from stage import PATIENCE_S, Stage, assert_nothing_left, staged
 
 from orchestrator import ToolContext, tool
+from orchestrator.errors import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,22 @@ def test_a_runs_own_tools_are_sent_and_shadow_the_others_for_this_run(stage: Sta
         assert plain.result(PATIENCE_S).text == "got ours"
     sent = stage.run(shadowed.thread_id, shadowed.run_id).tools
     assert [definition["function"]["description"] for definition in sent] == ["Fetch for this run alone."]
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returned", "raised"])
+def test_a_string_of_a_class_of_its_own_reaches_the_server(stage: Stage, fails: bool) -> None:
+    @tool(name="fetch")
+    def own() -> str:
+        if fails:
+            raise ToolError(Text("sunny"))
+        return Text("sunny")
+
+    with stage.orchestrator(tools=[own]) as orchestrator:
+        assert orchestrator.start(stage.assistant, messages="fetch").result(PATIENCE_S).text == "got sunny"
 
 
 def test_a_wire_definition_is_sent_as_it_is_and_answered_by_a_registered_function(stage: Stage) -> None:
@@ -113,6 +130,24 @@ def test_async_tools_run_on_the_loop_that_entered_async_with(stage: Stage) -> No
 
     async def main() -> None:
         async with stage.orchestrator(tools=[fetch]) as orchestrator:
+            assert (await orchestrator.start(stage.assistant, messages="fetch")).text == "got it"
+            assert loops == [asyncio.get_running_loop()]
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_enters_after_the_first_run_gets_the_async_tools_from_then_on(stage: Stage) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def fetch() -> str:
+        loops.append(asyncio.get_running_loop())
+        return "it"
+
+    orchestrator = stage.orchestrator(tools=[fetch])
+    assert orchestrator.start(stage.assistant, messages="hello").result(PATIENCE_S).text == "hello to you"
+
+    async def main() -> None:
+        async with orchestrator:
             assert (await orchestrator.start(stage.assistant, messages="fetch")).text == "got it"
             assert loops == [asyncio.get_running_loop()]
 
