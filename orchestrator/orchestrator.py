@@ -1,7 +1,8 @@
 """The façade: `Orchestrator` starts and ends runs, `RunHandle` is what a user holds of one.
 
-Owns the public signatures, the checks that need no server, and the order in which things are made and torn
-down. It decides nothing about a run: that is the lifecycle's, and who may run is the supervisor's.
+Owns the public signatures and the checks that need no server; the protocol's options, each with its line of
+explanation, are what makes the file long. It decides nothing about a run: that is the lifecycle's. Who may
+run is the supervisor's, and how all runs end is the roster's.
 """
 
 from __future__ import annotations
@@ -9,23 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import importlib
-import os
-import random
-import threading
 import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-import pykka
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client import AsyncThreadsClient, endpoints
 from orchestrator.client.call import CallOptions
-from orchestrator.errors import OrchestratorClosed, OrchestratorError, Overloaded
-from orchestrator.journal import MemoryJournal
 from orchestrator.runs.backend import ThreadsBackend
 from orchestrator.runs.machine import Timing
 from orchestrator.runs.record import RunRecord
@@ -38,30 +33,22 @@ from orchestrator.runs.request import (
     require_choice,
     require_seconds,
 )
-from orchestrator.runtime import acquire, refuse_blocking_on_running_loop
-from orchestrator.supervision import RestartPolicy, RunSnapshot, RunState, Supervisor
-from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
+from orchestrator.runtime import refuse_blocking_on_running_loop
+from orchestrator.supervision import RestartPolicy, RunSnapshot
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.in_flight import InFlight
-from orchestrator.supervision.supervisor import Admit, OnBusyThread
-from orchestrator.telemetry import get_logger
-from orchestrator.tools import Tool, ToolExecutor, ToolRegistry
-from orchestrator.tools.signature import is_async
+from orchestrator.supervision.roster import OnActive, Roster, StreamTo, require_consumer
+from orchestrator.supervision.supervisor import OnBusyThread
+from orchestrator.tools import Tool, ToolRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
-    from orchestrator.runs.result import StreamedEvent
+    from orchestrator.supervision.fleet import Fleet
 
 __all__ = ["OnActive", "Orchestrator", "RunHandle"]
-
-log = get_logger(__name__)
-
-_OTHERS_TEARDOWN_S = 6 * TEARDOWN_S
-
-OnActive: TypeAlias = Literal["cancel", "detach", "wait"]
 
 
 class Orchestrator:
@@ -136,21 +123,17 @@ class Orchestrator:
             max_connections=max(1000, max_concurrent_runs),
         )
         self._registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
-        self._max_concurrent_runs = max_concurrent_runs
-        self._max_pending = max_pending
         self._deadline_s = deadline_s
         self._watch = watch
-        self._on_busy_thread: OnBusyThread = on_busy_thread
-        self._restart = restart or RestartPolicy()
-        self._tool_threads = tool_threads
-        self._timing = timing or Timing()
-        self._pid = os.getpid()
-        self._lock = threading.Condition()
-        self._runs: dict[str, RunHandle] = {}
-        self._closed = False
-        self._tool_loop: asyncio.AbstractEventLoop | None = None
-        self._fleet: Fleet | None = None
-        self._torn_down: threading.Event | None = None
+        self._roster = Roster(
+            client=self._client,
+            max_concurrent_runs=max_concurrent_runs,
+            max_pending=max_pending,
+            on_busy_thread=on_busy_thread,
+            restart=restart or RestartPolicy(),
+            tool_threads=tool_threads,
+            timing=timing or Timing(),
+        )
 
     def __enter__(self) -> Self:
         refuse_blocking_on_running_loop("`with Orchestrator(...)`", "use `async with`")
@@ -162,11 +145,7 @@ class Orchestrator:
         self.close(on_active="wait" if kind is None else "cancel")
 
     async def __aenter__(self) -> Self:
-        self._refuse_fork()
-        with self._lock:
-            self._tool_loop = asyncio.get_running_loop()
-            if self._fleet is not None:
-                self._fleet.executor.loop = self._tool_loop
+        self._roster.run_async_tools_on(asyncio.get_running_loop())
         return self
 
     async def __aexit__(
@@ -181,7 +160,7 @@ class Orchestrator:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
             # The thread that waits cannot be interrupted, but what it waits for can.
-            self._cancel_open()
+            self._roster.cancel()
             await closing
             raise
         finally:
@@ -212,7 +191,7 @@ class Orchestrator:
         deadline_s: float | None = None,
         on_deadline: OnDeadline = "cancel",
         watch: Watch | None = None,
-        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None = None,
+        stream_to: StreamTo = None,
         key: str | None = None,
         api_key: str | None = None,
         organization: str | None = None,
@@ -315,7 +294,7 @@ class Orchestrator:
         context: object = None,
         deadline_s: float | None = None,
         on_deadline: OnDeadline = "cancel",
-        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None = None,
+        stream_to: StreamTo = None,
         key: str | None = None,
         api_key: str | None = None,
         organization: str | None = None,
@@ -355,7 +334,7 @@ class Orchestrator:
         Raises:
             OrchestratorClosed: The orchestrator belongs to the parent of this process.
         """
-        return [handle.snapshot() for handle in self._handles()]
+        return [handle.snapshot() for handle in self._roster.handles()]
 
     def cancel_all(self) -> list[RunHandle]:
         """Cancel every run that is not over; returns their handles at once.
@@ -363,7 +342,7 @@ class Orchestrator:
         Raises:
             OrchestratorClosed: The orchestrator belongs to the parent of this process.
         """
-        return self._cancel_open()
+        return self._roster.cancel()
 
     def drain(self, timeout_s: float) -> list[RunHandle]:
         """Take no more runs, let the open ones end, and leave the rest to the server without cancelling.
@@ -378,21 +357,7 @@ class Orchestrator:
             RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
         """
         refuse_blocking_on_running_loop("Orchestrator.drain()", "use `await asyncio.to_thread(...)`")
-        self._refuse_fork()
-        with self._lock:
-            self._closed = True
-            handles = list(self._runs.values())
-            fleet = self._fleet
-        if not self._all_ended(timeout_s):
-            self._detach_open()
-            if not self._all_ended(TEARDOWN_S) and fleet is not None:
-                fleet.abandon()
-                self._all_ended(TEARDOWN_S)
-        left = [handle for handle in handles if _was_left(handle)]
-        log.info(
-            "orchestrator.drained", ended=len(handles) - len(left), left=[handle.run_id for handle in left]
-        )
-        return left
+        return self._roster.drain(timeout_s)
 
     def close(self, *, on_active: OnActive = "cancel", timeout_s: float | None = None) -> list[RunHandle]:
         """End the orchestrator and everything it made: actors, threads, connections. Repeatable; blocks.
@@ -414,69 +379,7 @@ class Orchestrator:
         """
         refuse_blocking_on_running_loop("Orchestrator.close()", "use `async with`, or asyncio.to_thread()")
         require_choice("on_active", on_active, get_args(OnActive))
-        if os.getpid() != self._pid:
-            return []
-        with self._lock:
-            self._closed = True
-            handles = list(self._runs.values())
-            fleet, self._fleet = self._fleet, None
-            if fleet is not None:
-                self._torn_down = threading.Event()
-            torn_down = self._torn_down
-        if torn_down is None:
-            return []
-        try:
-            self._end_runs(on_active, timeout_s)
-        finally:
-            if fleet is None:
-                # Somebody else is closing: what this call says of the runs holds, the teardown is theirs.
-                torn_down.wait(_OTHERS_TEARDOWN_S)
-            else:
-                fleet.close(self._all_ended)
-                torn_down.set()
-        left = [handle for handle in handles if _was_left(handle)]
-        if left:
-            log.warning("orchestrator.left_runs", runs=[handle.run_id for handle in left])
-        return left
-
-    def _end_runs(self, on_active: OnActive, timeout_s: float | None) -> None:
-        if on_active == "cancel":
-            self._cancel_open()
-        elif on_active == "detach":
-            self._detach_open()
-        try:
-            self._all_ended(timeout_s)
-        except BaseException:  # such as Ctrl-C: nobody wants to wait for the runs any more
-            self._cancel_open()
-            self._all_ended(TEARDOWN_S)
-            raise
-
-    def _handles(self) -> list[RunHandle]:
-        self._refuse_fork()
-        with self._lock:
-            return list(self._runs.values())
-
-    def _cancel_open(self) -> list[RunHandle]:
-        handles = self._handles()
-        for handle in handles:
-            handle.cancel()
-        return handles
-
-    def _detach_open(self) -> None:
-        for handle in self._handles():
-            handle.detach()
-
-    def _all_ended(self, timeout_s: float | None) -> bool:
-        """Wait until no run is open; say whether that is so."""
-        with self._lock:
-            return self._lock.wait_for(lambda: not self._runs, timeout_s)
-
-    def _refuse_fork(self) -> None:
-        # Before any lock is taken: a fork may have copied it while another thread held it.
-        if os.getpid() != self._pid:
-            raise OrchestratorClosed(
-                "this Orchestrator belongs to the parent of this forked process: make a new one here"
-            )
+        return self._roster.close(on_active, timeout_s)
 
     def _run_tools(
         self, tools: Iterable[Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]] | None
@@ -508,28 +411,26 @@ class Orchestrator:
         key: str | None,
         registry: ToolRegistry,
         context: object,
-        stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None,
+        stream_to: StreamTo,
         options: CallOptions,
     ) -> RunHandle:
-        self._refuse_fork()
-        _require_consumer(stream_to)
+        self._roster.refuse_fork()
+        require_consumer(stream_to)
         if key is not None and not isinstance(key, str):
             raise TypeError(f"key must be a str, got {key!r}")
         client = self._client.with_options(**options) if options else self._client
-        key = key or f"run-{uuid.uuid4().hex[:16]}"
         record = RunRecord(
-            key=key,
+            key=key or f"run-{uuid.uuid4().hex[:16]}",
             nonce=uuid.uuid4().hex,
             request=request,
             deadline_at=time.monotonic() + request.deadline_s,
             thread_id=thread_id,
             run_id=run_id,
         )
-        with self._lock:
-            fleet = self._open(key)
-            state = RunState(record, server=client.base_url, resolver=fleet.resolver)
-            in_flight = InFlight(
-                key=key,
+
+        def in_flight(fleet: Fleet) -> InFlight:
+            return InFlight(
+                key=record.key,
                 backend=ThreadsBackend(client),
                 executor=fleet.executor,
                 registry=registry,
@@ -537,98 +438,9 @@ class Orchestrator:
                 contextvars_context=contextvars.copy_context(),
                 loop_thread=fleet.loop_thread,
             )
-            admit = Admit(
-                record=record, state=state, in_flight=in_flight, on_busy_thread=self._on_busy_thread
-            )
-            _deliver(state, stream_to, fleet)
-            # Still under the lock: whoever finds the run among the open ones can tell the supervisor of it.
-            fleet.supervisor.tell(admit)
-            handle = self._runs[key] = RunHandle(state, fleet.supervisor)
-            return handle
 
-    def _open(self, key: str) -> Fleet:
-        """Check that one more run may begin, and make what the first one needs. Under the lock."""
-        if self._closed:
-            raise OrchestratorClosed("the orchestrator is closed: make a new one")
-        if key in self._runs:
-            raise ValueError(f"a run with key {key!r} is open already: wait for it, or use another key")
-        if len(self._runs) >= self._max_concurrent_runs + self._max_pending:
-            raise Overloaded(
-                f"{len(self._runs)} runs are open, all that max_concurrent_runs={self._max_concurrent_runs} "
-                f"and max_pending={self._max_pending} allow: try again later, or raise one of them"
-            )
-        if self._fleet is None:
-            self._fleet = self._make_fleet()
-        if not self._fleet.supervisor.is_alive():
-            raise OrchestratorClosed(
-                "the orchestrator's supervisor has ended, by a defect that was logged or because something "
-                "in this process stopped all Pykka actors: close it and make a new one"
-            )
-        return self._fleet
-
-    def _make_fleet(self) -> Fleet:
-        loop_thread = acquire()
-        supervisor = Supervisor.start(
-            journal=MemoryJournal(),
-            max_concurrent_runs=self._max_concurrent_runs,
-            restart=self._restart,
-            timing=self._timing,
-            jitter=random.random,
-            ended=self._forget,
-        )
-        executor = ToolExecutor(threads=self._tool_threads, loop=self._tool_loop)
-        return Fleet(self._client, loop_thread, supervisor, executor)
-
-    def _forget(self, state: RunState) -> None:
-        """Let go of a run that is over, and hand its outcome over. On the actors' loop."""
-        with self._lock:
-            self._runs.pop(state.key, None)
-            state.hand_over()
-            self._lock.notify_all()
+        return self._roster.begin(record, server=client.base_url, in_flight=in_flight, stream_to=stream_to)
 
 
-def _was_left(handle: RunHandle) -> bool:
-    """Whether the run was not seen to end. Does not look at `future`, which a user's callback may hold up."""
-    if not handle.done():
-        return True
-    try:
-        handle.result()
-    except OrchestratorError as error:
-        return isinstance(error, OrchestratorClosed)
-    return False
-
-
-def _require_consumer(stream_to: object) -> None:
-    if stream_to is None or isinstance(stream_to, pykka.ActorRef):
-        return
-    if not callable(stream_to):
-        raise TypeError(f"stream_to must be a callable or a pykka.ActorRef, got {stream_to!r}")
-    if is_async(stream_to):
-        raise TypeError(
-            f"stream_to cannot be a coroutine function, got {stream_to!r}: in a coroutine, iterate with "
-            f"`async for event in handle`"
-        )
-
-
-def _deliver(
-    state: RunState, stream_to: Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None, fleet: Fleet
-) -> None:
-    if isinstance(stream_to, pykka.ActorRef):
-        state.tell_events_to(stream_to)
-    elif stream_to is not None:
-        fleet.consumers.feed(stream_to, state.events, key=state.key)
-
-
-def _options(
-    *, api_key: str | None, organization: str | None, project: str | None, base_url: str | None
-) -> CallOptions:
-    options: CallOptions = {}
-    if api_key is not None:
-        options["api_key"] = api_key
-    if organization is not None:
-        options["organization"] = organization
-    if project is not None:
-        options["project"] = project
-    if base_url is not None:
-        options["base_url"] = base_url
-    return options
+def _options(**given: str | None) -> CallOptions:
+    return cast("CallOptions", {name: value for name, value in given.items() if value is not None})

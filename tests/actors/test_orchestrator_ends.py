@@ -118,7 +118,7 @@ def test_a_close_that_cancels_cuts_one_short_that_waits_and_both_return_when_all
     runs = streaming(orchestrator, stage, 2)
     waiting = threading.Thread(target=orchestrator.close, kwargs={"on_active": "wait"})
     waiting.start()
-    wait_until(lambda: orchestrator._fleet is None)
+    wait_until(lambda: orchestrator._roster._fleet is None)
     assert orchestrator.close(on_active="cancel") == []
     assert_nothing_left(stage.server.base_url, ours=1)
     waiting.join(PATIENCE_S)

@@ -1,0 +1,310 @@
+"""The runs of one orchestrator that are not over: who may join them, and how all of them end.
+
+Owns the lock around them, the waiting for their ends, and the parts that serve them: made with the first run,
+torn down by `close`. It decides nothing about a run, and does not know what users may ask for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pykka
+
+from orchestrator.errors import OrchestratorClosed, OrchestratorError, Overloaded
+from orchestrator.journal import MemoryJournal
+from orchestrator.runtime import acquire
+from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
+from orchestrator.supervision.handle import RunHandle
+from orchestrator.supervision.state import RunState
+from orchestrator.supervision.supervisor import Admit, Supervisor
+from orchestrator.telemetry import get_logger
+from orchestrator.tools import ToolExecutor
+from orchestrator.tools.signature import is_async
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from orchestrator.client import AsyncThreadsClient
+    from orchestrator.runs.machine import Timing
+    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.result import StreamedEvent
+    from orchestrator.supervision.in_flight import InFlight
+    from orchestrator.supervision.supervisor import OnBusyThread, RestartPolicy
+
+__all__ = ["OnActive", "Roster", "StreamTo", "require_consumer"]
+
+log = get_logger(__name__)
+
+_OTHERS_TEARDOWN_S = 6 * TEARDOWN_S
+
+OnActive: TypeAlias = Literal["cancel", "detach", "wait"]
+StreamTo: TypeAlias = "Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None"
+
+
+class Roster:
+    """The open runs, by key. Every method may be called from any thread.
+
+    Args:
+        client: Makes the requests; closed at the end.
+        max_concurrent_runs: The most runs at work at once.
+        max_pending: The most runs that wait for their turn.
+        on_busy_thread: Whether a run waits for another one on its thread, or fails.
+        restart: How often a run's actor is started again.
+        tool_threads: The most threads for synchronous tools.
+        timing: How patient the runs are.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: AsyncThreadsClient,
+        max_concurrent_runs: int,
+        max_pending: int,
+        on_busy_thread: OnBusyThread,
+        restart: RestartPolicy,
+        tool_threads: int,
+        timing: Timing,
+    ) -> None:
+        self._client = client
+        self._max_concurrent_runs = max_concurrent_runs
+        self._max_pending = max_pending
+        self._on_busy_thread: OnBusyThread = on_busy_thread
+        self._restart = restart
+        self._timing = timing
+        self._executor = ToolExecutor(threads=tool_threads)
+        self._pid = os.getpid()
+        self._lock = threading.Condition()
+        self._runs: dict[str, RunHandle] = {}
+        self._closed = False
+        self._fleet: Fleet | None = None
+        self._torn_down: threading.Event | None = None
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one it was made in."""
+        return os.getpid() != self._pid
+
+    def refuse_fork(self) -> None:
+        """Raise in a forked process; before any lock is taken, which the fork may have copied as held.
+
+        Raises:
+            OrchestratorClosed: This process is a fork.
+        """
+        if self.inherited:
+            raise OrchestratorClosed(
+                "this Orchestrator belongs to the parent of this forked process: make a new one here"
+            )
+
+    def run_async_tools_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on asynchronous tools run on this loop.
+
+        Raises:
+            OrchestratorClosed: This process is a fork.
+        """
+        self.refuse_fork()
+        self._executor.loop = loop
+
+    def begin(
+        self, record: RunRecord, *, server: str, in_flight: Callable[[Fleet], InFlight], stream_to: StreamTo
+    ) -> RunHandle:
+        """Have one more run begin; returns at once.
+
+        Args:
+            record: The run's first record.
+            server: The base URL of its requests, for messages.
+            in_flight: Makes what will be under way for it.
+            stream_to: Told its events.
+
+        Raises:
+            ValueError: The key is taken.
+            Overloaded: There are too many.
+            OrchestratorClosed: No run may begin any more.
+        """
+        self.refuse_fork()
+        with self._lock:
+            fleet = self._open(record.key)
+            state = RunState(record, server=server, resolver=fleet.resolver)
+            admit = Admit(
+                record=record, state=state, in_flight=in_flight(fleet), on_busy_thread=self._on_busy_thread
+            )
+            if isinstance(stream_to, pykka.ActorRef):
+                state.tell_events_to(stream_to)
+            elif stream_to is not None:
+                fleet.consumers.feed(stream_to, state.events, key=state.key)
+            # Still under the lock: whoever finds the run among the open ones can tell the supervisor of it.
+            fleet.supervisor.tell(admit)
+            handle = self._runs[record.key] = RunHandle(state, fleet.supervisor)
+            return handle
+
+    def handles(self) -> list[RunHandle]:
+        """The open runs, oldest first.
+
+        Raises:
+            OrchestratorClosed: This process is a fork.
+        """
+        self.refuse_fork()
+        with self._lock:
+            return list(self._runs.values())
+
+    def cancel(self) -> list[RunHandle]:
+        """Cancel every open run; returns their handles at once.
+
+        Raises:
+            OrchestratorClosed: This process is a fork.
+        """
+        handles = self.handles()
+        for handle in handles:
+            handle.cancel()
+        return handles
+
+    def drain(self, timeout_s: float) -> list[RunHandle]:
+        """Take no more runs, wait for the open ones, then leave the rest to the server; blocks.
+
+        Returns:
+            The handles of the runs that were left.
+
+        Raises:
+            OrchestratorClosed: This process is a fork.
+        """
+        self.refuse_fork()
+        with self._lock:
+            self._closed = True
+            handles = list(self._runs.values())
+            fleet = self._fleet
+        if not self._all_ended(timeout_s):
+            self._detach()
+            if not self._all_ended(TEARDOWN_S) and fleet is not None:
+                fleet.abandon()
+                self._all_ended(TEARDOWN_S)
+        left = [handle for handle in handles if _was_left(handle)]
+        log.info(
+            "orchestrator.drained", ended=len(handles) - len(left), left=[handle.run_id for handle in left]
+        )
+        return left
+
+    def close(self, on_active: OnActive, timeout_s: float | None) -> list[RunHandle]:
+        """End every open run and everything that served them; blocks, repeatable, nothing in a fork.
+
+        Args:
+            on_active: How the runs end.
+            timeout_s: Seconds to wait for that; None waits as long as it takes.
+
+        Returns:
+            The handles of the runs that were not seen to end.
+        """
+        if self.inherited:
+            return []
+        with self._lock:
+            self._closed = True
+            handles = list(self._runs.values())
+            fleet, self._fleet = self._fleet, None
+            if fleet is not None:
+                self._torn_down = threading.Event()
+            torn_down = self._torn_down
+        if torn_down is None:
+            return []
+        try:
+            self._end_runs(on_active, timeout_s)
+        finally:
+            if fleet is None:
+                # Somebody else is closing: what this call says of the runs holds, the teardown is theirs.
+                torn_down.wait(_OTHERS_TEARDOWN_S)
+            else:
+                fleet.close(self._all_ended)
+                torn_down.set()
+        left = [handle for handle in handles if _was_left(handle)]
+        if left:
+            log.warning("orchestrator.left_runs", runs=[handle.run_id for handle in left])
+        return left
+
+    def _end_runs(self, on_active: OnActive, timeout_s: float | None) -> None:
+        if on_active == "cancel":
+            self.cancel()
+        elif on_active == "detach":
+            self._detach()
+        try:
+            self._all_ended(timeout_s)
+        except BaseException:  # such as Ctrl-C: nobody wants to wait for the runs any more
+            self.cancel()
+            self._all_ended(TEARDOWN_S)
+            raise
+
+    def _detach(self) -> None:
+        for handle in self.handles():
+            handle.detach()
+
+    def _all_ended(self, timeout_s: float | None) -> bool:
+        """Wait until no run is open; say whether that is so."""
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._runs, timeout_s)
+
+    def _open(self, key: str) -> Fleet:
+        """Check that one more run may begin, and make what the first one needs. Under the lock."""
+        if self._closed:
+            raise OrchestratorClosed("the orchestrator is closed: make a new one")
+        if key in self._runs:
+            raise ValueError(f"a run with key {key!r} is open already: wait for it, or use another key")
+        if len(self._runs) >= self._max_concurrent_runs + self._max_pending:
+            raise Overloaded(
+                f"{len(self._runs)} runs are open, all that max_concurrent_runs={self._max_concurrent_runs} "
+                f"and max_pending={self._max_pending} allow: try again later, or raise one of them"
+            )
+        if self._fleet is None:
+            self._fleet = self._make_fleet()
+        if not self._fleet.supervisor.is_alive():
+            raise OrchestratorClosed(
+                "the orchestrator's supervisor has ended, by a defect that was logged or because something "
+                "in this process stopped all Pykka actors: close it and make a new one"
+            )
+        return self._fleet
+
+    def _make_fleet(self) -> Fleet:
+        loop_thread = acquire()
+        supervisor = Supervisor.start(
+            journal=MemoryJournal(),
+            max_concurrent_runs=self._max_concurrent_runs,
+            restart=self._restart,
+            timing=self._timing,
+            jitter=random.random,
+            ended=self._forget,
+        )
+        return Fleet(self._client, loop_thread, supervisor, self._executor)
+
+    def _forget(self, state: RunState) -> None:
+        """Let go of a run that is over, and hand its outcome over. On the actors' loop."""
+        with self._lock:
+            self._runs.pop(state.key, None)
+            state.hand_over()
+            self._lock.notify_all()
+
+
+def require_consumer(stream_to: object) -> None:
+    """Raise unless events can be told to it.
+
+    Raises:
+        TypeError: They cannot; the message says what can be done instead.
+    """
+    if stream_to is None or isinstance(stream_to, pykka.ActorRef):
+        return
+    if not callable(stream_to):
+        raise TypeError(f"stream_to must be a callable or a pykka.ActorRef, got {stream_to!r}")
+    if is_async(stream_to):
+        raise TypeError(
+            f"stream_to cannot be a coroutine function, got {stream_to!r}: in a coroutine, iterate with "
+            f"`async for event in handle`"
+        )
+
+
+def _was_left(handle: RunHandle) -> bool:
+    """Whether the run was not seen to end. Does not look at `future`, which a user's callback may hold up."""
+    if not handle.done():
+        return True
+    try:
+        handle.result()
+    except OrchestratorError as error:
+        return isinstance(error, OrchestratorClosed)
+    return False
