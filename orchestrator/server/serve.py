@@ -6,6 +6,8 @@ signals and exit codes. `orchestrator.cli` calls `run` with what its options say
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -38,7 +40,7 @@ def run(
     log_level: Literal["debug", "info", "warning", "error"] = "info",
     on_listening: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; blocks, and must be called on the main thread to get the signals.
+    """Serve until SIGTERM, SIGINT or SIGHUP; blocks, and gets the signals only on the main thread.
 
     Prints `listening on http://HOST:PORT/v1` on stdout once connections are accepted, and logs to stderr.
     On a signal, open streams are ended, what was accepted is on disk, and the call returns within two seconds
@@ -93,11 +95,21 @@ def _serve(
     _check_db(db)
     url = url_of(listener, PREFIX)
     app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    _stop_with_the_terminal()
     Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
 
 
+def _stop_with_the_terminal() -> None:
+    """End in order when the terminal is closed, too; under `nohup` the signal is ignored, and stays so."""
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
 def _print_listening(url: str) -> None:
-    print(f"listening on {url}", flush=True)  # noqa: T201 - what starters of the process wait for
+    try:
+        print(f"listening on {url}", flush=True)  # noqa: T201 - what starters of the process wait for
+    except BrokenPipeError:  # nobody waits for it; what is left in the buffer must not fail at the exit again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,14 +28,16 @@ def status(url: str, **headers: str) -> int:
     return httpx.get(f"{url}/assistants", headers={**BETA, **named}, trust_env=False).status_code
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_says_where_it_listens_and_a_signal_ends_it(number: int, tmp_path: Path) -> None:
-    with serving(tmp_path, "--script", str(RULES)) as (process, url):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_it_says_where_it_listens_and_a_signal_ends_it(name: str, tmp_path: Path) -> None:
+    number = getattr(signal, name, signal.SIGTERM)
+    with serving(tmp_path, "--script", str(RULES), env={"TMPDIR": str(tmp_path)}) as (process, url):
         assert re.fullmatch(r"http://127\.0\.0\.1:[1-9]\d*/v1", url)
         assert status(url) == 200
         process.send_signal(number)
         out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (0, "", "")
+    assert not list(tmp_path.glob("orchestrator-*"))
 
 
 def test_a_key_from_a_file_or_the_environment_is_wanted_and_stays_out_of_ps(tmp_path: Path) -> None:
@@ -71,3 +78,29 @@ def test_what_it_cannot_do_is_one_line_and_code_2(tmp_path: Path) -> None:
         refused = finished(tmp_path, "serve", "--port", "0", *arguments)
         assert (refused.code, refused.out) == (2, "")
         assert re.fullmatch(f"orchestrator.*: .*{expected}.*\n", refused.err), refused.err
+
+
+def test_it_serves_on_when_nobody_reads_where_it_listens(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "serve", "--port", str(port)],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    ends = time.monotonic() + 30
+    while time.monotonic() < ends:
+        try:
+            assert status(f"http://127.0.0.1:{port}/v1") == 200
+            break
+        except httpx.ConnectError:  # not yet
+            assert process.poll() is None
+    process.terminate()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "Error" not in err
