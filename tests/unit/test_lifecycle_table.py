@@ -228,7 +228,7 @@ class Teller(Story):
         # Numbers that nobody waits for may be used again.
         used = max((record.number, *open_))
         self.issued = {number: sent for number, sent in self.issued.items() if number <= used}
-        self.answered |= set(self.issued) - open_
+        self.answered = set(self.issued) - open_
         self.tell(told.Resumed(in_flight=frozenset(open_), open_calls=frozenset(under_way)))
 
 
