@@ -65,10 +65,12 @@ class Resumed:
         in_flight: Numbers of the requests that are under way or whose outcome was told to nobody; it will be.
         open_calls: Ids of the calls of the record's round that are under way, or whose outcome is not in the
             record; it will be told. A call of an earlier round does not count, though it had the same id.
+        unwanted: Somebody has asked for the run's end, and that is told next.
     """
 
     in_flight: frozenset[int] = frozenset()
     open_calls: frozenset[str] = frozenset()
+    unwanted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -239,7 +239,10 @@ class Lifecycle(Creating):
         self._set(Timer.DEADLINE, self.record.deadline_at - self._now)
         if self.record.phase is not Phase.ADMITTED:
             self._gapless = False
-            self._resume_phase(resumed)
+            begins = self.record.phase in (Phase.CREATING, Phase.ACTING) and self.record.pending is None
+            # What ends an unwanted run comes next, a word or the deadline's timer, and finds nothing begun.
+            if not (begins and (resumed.unwanted or self._is_overdue)):
+                self._resume_phase(resumed)
 
     def _resume_phase(self, resumed: Resumed) -> None:
         waiting = self.record.pending in resumed.in_flight
@@ -286,7 +289,13 @@ class Lifecycle(Creating):
         if under_way:
             self._do(StopTools())
 
+    @property
+    def _is_overdue(self) -> bool:
+        return self._now >= self.record.deadline_at
+
     def _start(self, _: Started) -> None:
+        if self._is_overdue:
+            return  # the deadline's timer is due
         if self.record.run_id is not None:
             self._update(phase=Phase.WATCHING)
             self._retrieve()

@@ -99,10 +99,13 @@ class InFlight:
         if self._closed:
             return
         outcomes = self._unrecorded_outcomes(record)
-        tell(self._resumed(outcomes))
-        for word in self._words.values():
-            if not isinstance(word, Started) or record.phase is Phase.ADMITTED:
-                tell(word)
+        wishes = [word for word in self._words.values() if not isinstance(word, Started)]
+        tell(self._resumed(outcomes, unwanted=bool(wishes)))
+        # Before the admission: what nobody wants any more is not begun.
+        for wish in wishes:
+            tell(wish)
+        if Started in self._words and record.phase is Phase.ADMITTED:
+            tell(self._words[Started])
         for input_ in (*outcomes.values(), *self._answers):
             tell(input_)
         self._tell = tell
@@ -113,11 +116,12 @@ class InFlight:
         recorded = record.results_of(record.round)
         return {id_: outcome for id_, outcome in self._outcomes.items() if id_ not in recorded}
 
-    def _resumed(self, outcomes: dict[str, ToolFinished]) -> Resumed:
+    def _resumed(self, outcomes: dict[str, ToolFinished], *, unwanted: bool) -> Resumed:
         answered = {number for answer in self._answers if (number := getattr(answer, "number", None))}
         return Resumed(
             in_flight=frozenset(self._requests) | answered,
             open_calls=frozenset(self._executions) | frozenset(outcomes),
+            unwanted=unwanted,
         )
 
     def detach(self) -> None:

@@ -14,10 +14,11 @@ from stage import PATIENCE_S, QUICK, Stage, assert_nothing_left
 
 from orchestrator import RestartPolicy, RunHandle, ToolRegistry
 from orchestrator.client import AsyncThreadsClient
+from orchestrator.errors import APIConnectionError
 from orchestrator.journal import MemoryJournal
 from orchestrator.runs.backend import ThreadsBackend
 from orchestrator.runs.effects import CreateRun, RequestEffect
-from orchestrator.runs.inputs import Input, TimerFired
+from orchestrator.runs.inputs import Input, RequestFailed, TimerFired
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import RunRequest, Watch, normalized_messages
 from orchestrator.runtime import acquire
@@ -83,6 +84,23 @@ class Swallowing:
         await self._backend.perform(effect, swallowed.append if swallows else report)
         if swallowed:
             report(poison())
+
+
+class Unsent:
+    """A backend that cannot send the first create, and kills the actor once it has said so."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._armed = True
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        if self._armed and isinstance(effect, CreateRun):
+            self._armed = False
+            error = APIConnectionError("refused", method="POST", path="/runs", sent=False)
+            report(RequestFailed(number=effect.number, error=error))
+            report(poison())
+        else:
+            await self._backend.perform(effect, report)
 
 
 class Crew:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from crew import AT_ONCE, Killing, Swallowing, crewed, poison
+from crew import AT_ONCE, Killing, Swallowing, Unsent, crewed, poison
 from pykka import ActorRegistry
 from stage import PATIENCE_S, Gate, Stage, active_runs, staged, wait_until
 
@@ -207,6 +207,16 @@ def test_cancel_works_while_no_actor_conducts_the_run(stage: Stage) -> None:
         assert run.result(PATIENCE_S).status == "cancelled"
         gate.open.set()
     assert active_runs(stage, run.thread_id) == []
+
+
+def test_a_cancel_while_no_actor_conducts_a_run_that_was_not_created_sends_nothing_more(stage: Stage) -> None:
+    with crewed(stage, restart=RestartPolicy(backoff_s=0.2)) as crew:
+        run = crew.start("hello", Unsent)
+        wait_until(lambda: run.snapshot().restarts == 1)
+        run.cancel()
+        result = run.result(PATIENCE_S)
+    assert (result.status, result.run_id) == ("cancelled", None)
+    assert stage.requests(run.thread_id) == []
 
 
 def test_a_cancel_behind_the_message_that_killed_is_not_forgotten(stage: Stage) -> None:

@@ -148,7 +148,14 @@ def test_a_word_of_the_users_is_told_to_every_conductor_once_each(home: Home) ->
     for _ in range(3):
         home.do(home.in_flight.report, CancelRequested())
     home.do(home.in_flight.detach)
-    assert home.attach(record()) == [Resumed(), CancelRequested()]
+    assert home.attach(record()) == [Resumed(unwanted=True), CancelRequested()]
+
+
+def test_a_wish_for_the_end_is_told_before_an_admission_that_came_first(home: Home) -> None:
+    home.do(home.in_flight.report, Started())
+    home.do(home.in_flight.report, CancelRequested())
+    told = home.attach(record(phase=Phase.ADMITTED))
+    assert told == [Resumed(unwanted=True), CancelRequested(), Started()]
 
 
 def test_admission_is_told_again_only_where_the_record_still_waits_for_it(home: Home) -> None:

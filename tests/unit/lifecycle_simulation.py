@@ -54,7 +54,7 @@ class World:
         self.incarnated_at = 0.0
         self.timers: dict[told.Timer, int] = {}
         self.held: list[told.Input] = []
-        self.wishes: list[told.Input] = [told.Started()]
+        self.wishes: list[told.Input] = []
         self.under_way: set[int] = set()
         self.streams: dict[int, Stream] = {}
         self.tools: set[tuple[int, str]] = set()
@@ -84,19 +84,25 @@ class World:
         resumed = told.Resumed(
             in_flight=frozenset(self.under_way | untold),
             open_calls=frozenset(id_ for number, id_ in (*self.tools, *self.outcomes) if number == round_),
+            unwanted=bool(self.wishes),
         )
         missed, self.held = self.held, []
         retold = [outcome for (number, _), outcome in self.outcomes.items() if number == round_]
-        begun = self.record.phase is not Phase.ADMITTED
-        wishes = [wish for wish in self.wishes if not (begun and isinstance(wish, told.Started))]
-        for input_ in (resumed, *retold, *missed, *wishes):
+        admission = [told.Started()] if self.record.phase is Phase.ADMITTED else []
+        for input_ in (resumed, *self.wishes, *admission, *retold):
+            self.tell_living(input_)
+        for input_ in missed:
             self.tell(input_)
 
     def tell(self, input_: told.Input) -> None:
-        if self.finish is not None:
-            return
         if self.lifecycle is None:
             self.held.append(input_)
+        else:
+            self.tell_living(input_)
+
+    def tell_living(self, input_: told.Input) -> None:
+        """Tell what the next actor is told in any case, should this one be dead."""
+        if self.finish is not None or self.lifecycle is None:
             return
         effects = self.lifecycle.receive(input_, self.time.now)
         dies = self.time.chance(self.scenario.deaths) and not isinstance(input_, told.Resumed)
@@ -118,8 +124,7 @@ class World:
     def wish(self, wish: told.Input) -> None:
         """What a user or the supervisor asks for is told again to every successor."""
         self.wishes.append(wish)
-        if self.lifecycle is not None:
-            self.tell(wish)
+        self.tell_living(wish)
 
     def perform(self, effect: fx.Effect) -> None:
         match effect:
@@ -161,13 +166,20 @@ class World:
     def assert_not_stuck(self) -> None:
         """A deadline may end a slow run; it must not be what ends one that nobody looks after."""
         assert self.lifecycle is not None
-        waits = self.lifecycle.phase is Phase.ADMITTED
+        waits = self.lifecycle.phase is Phase.ADMITTED or self.incarnated_at >= self.record.deadline_at
         assert waits or self.time.is_moving, f"stuck in {self.lifecycle.phase}"
+
+    def assert_wanted(self, effect: fx.Effect) -> None:
+        """Nothing is begun for a run whose end somebody asked for, and none is created past its deadline."""
+        assert not self.wishes, f"begun in vain: {effect}"
+        if isinstance(effect, fx.CreateThread | fx.CreateRun):
+            assert self.time.now <= self.record.deadline_at, f"begun too late: {effect}"
 
     def perform_tools(self, effect: fx.StartTools | fx.StopTools) -> None:
         if isinstance(effect, fx.StopTools):
             self.tools.clear()
             return
+        self.assert_wanted(effect)
         for call in effect.calls:
             self.start_tool(effect.round, call)
 
@@ -202,6 +214,8 @@ class World:
         self.sent[type(effect).__name__] += 1
         if isinstance(effect, fx.CreateRun | fx.SubmitToolOutputs):
             assert self.record.pending == effect.number, "sent before it was recorded"
+        if isinstance(effect, fx.CreateThread | fx.CreateRun | fx.SubmitToolOutputs):
+            self.assert_wanted(effect)
         assert effect.number not in self.under_way
         self.under_way.add(effect.number)
         self.time.later(self.time.pause(), lambda: self.arrive(effect))

@@ -220,9 +220,13 @@ class Story:
         for asked in self.machine.open_calls:
             self.finish_tool(asked.id)
 
-    def successor(self, *, open_calls: tuple[str, ...] = (), in_flight: tuple[int, ...] = ()) -> Story:
+    def successor(
+        self, *, open_calls: tuple[str, ...] = (), in_flight: tuple[int, ...] = (), unwanted: bool = False
+    ) -> Story:
         """The actor dies; a new one goes on from the last record."""
-        resumed = told.Resumed(in_flight=frozenset(in_flight), open_calls=frozenset(open_calls))
+        resumed = told.Resumed(
+            in_flight=frozenset(in_flight), open_calls=frozenset(open_calls), unwanted=unwanted
+        )
         return Story(self.all(fx.Record)[-1].record, resumed=resumed, now=self.now)
 
     # What it wanted.

@@ -271,6 +271,15 @@ def test_a_deadline_that_passes_before_admission_sends_nothing(on_deadline: str)
     assert "nothing was sent" in str(story.error)
 
 
+def test_an_admission_that_comes_with_the_deadline_sends_nothing() -> None:
+    story = Story(deadline_s=10)
+    story.now += 10
+    story.start()
+    story.wait(0)
+    assert story.sent == []
+    assert isinstance(story.error, DeadlineExceeded)
+
+
 @pytest.mark.parametrize("on_deadline", ["cancel", "detach"])
 def test_a_deadline_that_passes_while_the_thread_is_created_creates_no_run(on_deadline: str) -> None:
     story = Story(deadline_s=10, on_deadline=on_deadline)

@@ -99,6 +99,43 @@ def test_a_create_that_waits_to_be_sent_again_is_sent_by_the_successor() -> None
     assert story.successor().sent == ["CreateRun"]
 
 
+def test_a_create_that_waits_to_be_sent_again_is_not_sent_once_somebody_has_cancelled() -> None:
+    story = Story(thread_id=THREAD)
+    story.create()
+    story.fail(refused(429))
+    after = story.successor(unwanted=True)
+    after.tell(told.CancelRequested())
+    assert after.sent == []
+    assert (after.result.status, after.result.run_id) == ("cancelled", None)
+
+
+def test_no_tool_is_started_for_a_run_that_somebody_has_cancelled() -> None:
+    story = Story()
+    story.act()
+    after = story.successor(unwanted=True)
+    after.tell(told.CancelRequested())
+    assert after.all(fx.StartTools) == []
+    assert after.sent == ["CancelRun"]
+
+
+def test_nothing_is_begun_by_a_successor_that_comes_after_the_deadline() -> None:
+    story = Story(thread_id=THREAD, deadline_s=10)
+    story.create()
+    story.fail(refused(429))
+    story.now += 11
+    after = story.successor()
+    after.wait(0)
+    assert after.sent == []
+    assert isinstance(after.error, DeadlineExceeded)
+    story = Story(deadline_s=10)
+    story.act()
+    story.now += 11
+    after = story.successor()
+    after.wait(0)
+    assert after.all(fx.StartTools) == []
+    assert after.sent == ["CancelRun"]
+
+
 def test_a_stream_that_is_still_open_is_followed_and_the_transcript_fetched_in_the_end() -> None:
     story = Story()
     story.watch()
