@@ -89,7 +89,7 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
     },
     Phase.CREATING: {
         Resumed: ("_resume",),
-        ThreadCreated: ("_take_thread", _FI),
+        ThreadCreated: ("_take_thread",),
         RunObserved: ("_observe_created", _WA, _AC, _CA, _CO, _FI),
         EventObserved: ("_observe_event",),
         RunsListed: ("_search_nonce", _WA, _AC, _CA, _CO, _FI),

@@ -412,6 +412,14 @@ def test_an_overdue_transcript_is_waited_for_no_longer_than_a_cancel() -> None:
     assert "run.gap" in story.shown
 
 
+def test_one_look_at_a_time_is_enough() -> None:
+    story = Story()
+    story.watch()
+    story.fire(Timer.STALL)
+    story.end_stream()
+    assert story.sent.count("RetrieveRun") == 1
+
+
 def test_a_look_that_the_submission_overtook_does_not_stand_in_for_the_one_it_needs() -> None:
     story = Story()
     story.act()

@@ -229,6 +229,16 @@ def test_the_last_look_at_the_thread_cancels_and_reports_a_second_run_of_the_sam
     assert story.sent.count("CancelRun") == 1
 
 
+def test_the_last_look_leaves_the_run_itself_alone_though_the_listing_lags() -> None:
+    story = Story()
+    story.create()
+    story.fail(cut())
+    story.stream(run("queued"), run("completed"))
+    story.list_runs(run("in_progress"))
+    assert story.sent.count("CancelRun") == 0
+    assert story.result.status == "completed"
+
+
 def test_a_second_run_that_could_not_be_cancelled_is_reported_by_its_id() -> None:
     story = Story()
     story.create()

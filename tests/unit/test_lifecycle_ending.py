@@ -356,6 +356,17 @@ def test_a_deadline_does_not_overrule_a_cancel_that_came_first() -> None:
     assert story.result.status == "cancelled"
 
 
+def test_a_deadline_gives_a_cancel_that_came_first_no_more_time() -> None:
+    story = Story(deadline_s=10)
+    story.watch()
+    story.wait(5)
+    story.tell(CANCEL)
+    ends_at = story.timers[Timer.CANCEL][0]
+    story.answer(run("cancelling"))
+    story.wait(6)
+    assert story.timers[Timer.CANCEL][0] == ends_at
+
+
 def test_what_a_cancelled_run_leaves_to_fetch_is_bounded_too() -> None:
     story = Story(watch="poll", deadline_s=10)
     story.watch()

@@ -179,6 +179,17 @@ def test_only_calls_without_an_outcome_that_are_not_under_way_are_started() -> N
     assert submit.outputs[0].output == "first"
 
 
+def test_a_whole_batch_that_was_not_submitted_is_submitted_without_calling_anything_again() -> None:
+    story = Story()
+    story.act()
+    story.finish_tool("call_1", "fine")
+    whole = next(kept.record for kept in story.all(fx.Record) if kept.record.results)
+    assert whole.phase is Phase.ACTING
+    after = Story(whole, now=story.now)
+    assert after.all(fx.StartTools) == []
+    assert [output.output for output in after.last(fx.SubmitToolOutputs).outputs] == ["fine"]
+
+
 def test_a_submission_in_flight_is_waited_for_and_a_lost_one_is_looked_at() -> None:
     story = Story()
     story.submit()
