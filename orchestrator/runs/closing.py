@@ -62,11 +62,6 @@ class Closing(Collecting):
         self._bound_ending()
         self._send_cancel()
 
-    def _bound_ending(self) -> None:
-        """Wait for an end no longer than this, and after a restart not longer than without one."""
-        patience = self._timing.cancel_timeout_s
-        self._set(Timer.CANCEL, min(patience, self.record.deadline_at + patience - self._now))
-
     def _send_cancel(self) -> None:
         self._clear(Timer.RETRY)
         self._cancel_run(self.record.run_id)
@@ -100,19 +95,19 @@ class Closing(Collecting):
         effect = self._requests.pop(failed.number, None)
         error = failed.error
         if isinstance(effect, CancelRun) and isinstance(error, BadRequestError):
-            self._lose_race(error)
+            self._lose_race()
         elif isinstance(effect, CancelRun | RetrieveRun):
             self._fail_converging(effect, error)
 
-    def _lose_race(self, error: APIError) -> None:
-        """The server will not cancel the run as it stands: look at once the first time, then with backoff."""
+    def _lose_race(self) -> None:
+        """The server will not cancel the run as it stands: look at once the first time, then as usual."""
         self._failures += 1
-        self._set(Timer.POLL, 0.0 if self._failures == 1 else self._backoff(error))
+        self._set(Timer.POLL, 0.0 if self._failures == 1 else self._pause())
 
     def _fail_converging(self, effect: CancelRun | RetrieveRun, error: APIError) -> None:
         self._failures += 1
         if judge(error, repeatable=True) is Verdict.AGAIN:
-            pause = min(self._backoff(error), self._timing.retry.retry_after_cap_s)
+            pause = self._capped_backoff(error)
             if isinstance(effect, CancelRun):
                 self._retry = self._send_cancel
                 self._set(Timer.RETRY, pause)

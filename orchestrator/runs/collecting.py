@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from orchestrator.client.retry import Verdict, judge
 from orchestrator.errors import DeadlineExceeded, NotFoundError, RunError, RunLost
 from orchestrator.protocol.events import MessageEvent, RunStepEvent
 from orchestrator.protocol.objects import LastError, Message, RunStep
-from orchestrator.runs.effects import CancelRun, FetchTranscript, Finish, ListRuns, Publish, RequestEffect
+from orchestrator.runs.effects import CancelRun, FetchTranscript, Finish, ListRuns, Publish
 from orchestrator.runs.inputs import RequestFailed, RunObserved, RunsListed, Timer, TranscriptFetched
 from orchestrator.runs.machine import Machine, run_event
 from orchestrator.runs.record import Ending, Phase
@@ -124,23 +125,40 @@ class Collecting(Machine):
         if self._verdict is not None and isinstance(effect, CancelRun):
             self._notice("run.duplicate", detail=f"run {effect.run_id} may go on: {failed.error}")
             self._collect_after_strays(self._verdict)
+        elif isinstance(effect, FetchTranscript):
+            self._fail_transcript(effect, failed.error)
         elif not self._again(self._repeat(effect), failed.error, repeatable=True):
-            self._fail_to_collect(effect, failed.error)
+            self._fail_to_look(failed.error)
 
-    def _fail_to_collect(self, effect: RequestEffect, error: APIError) -> None:
+    def _fail_transcript(self, effect: FetchTranscript, error: APIError) -> None:
+        """A completed run without its text is of little use: ask for as long as an end is waited for."""
+        if judge(error, repeatable=True) is not Verdict.AGAIN:
+            self._cut_collecting(str(error))
+            return
+        self._failures += 1
+        self._bound_ending()
+        self._retry = self._repeat(effect)
+        self._set(Timer.RETRY, self._capped_backoff(error))
+
+    def _fail_to_look(self, error: APIError) -> None:
         if self._verdict is None:
             self._fail_lost(error)
-        elif isinstance(effect, ListRuns):
+        else:
             self._failures = 0
             self._collect(self._verdict)
-        else:
-            self._cut_collecting(str(error))
 
     def _fail_lost(self, error: APIError) -> None:
         """The server will not show the run any more, so that its end cannot be waited for."""
-        lost = isinstance(error, NotFoundError)
-        became = self._lost("the server no longer knows it") if lost else error
-        self._finish_error(self.record.failure or became)
+        if self.record.failure is not None:
+            self._finish_error(self.record.failure)
+        elif self.record.ending is Ending.DEADLINE:
+            overdue = self._overdue(f"its end could not be seen: {error}")
+            overdue.__cause__ = error
+            self._finish_error(overdue)
+        elif isinstance(error, NotFoundError):
+            self._finish_error(self._lost("the server no longer knows it"))
+        else:
+            self._finish_error(error)
 
     def _cut_collecting(self, why: str) -> None:
         """Hand out the verdict without what could not be fetched."""

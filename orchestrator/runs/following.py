@@ -88,7 +88,7 @@ class Following(Closing):
         """A look is repeated for as long as the deadline allows: the run goes on without us."""
         self._failures += 1
         if judge(error, repeatable=True) is Verdict.AGAIN:
-            self._set(Timer.POLL, min(self._backoff(error), self._timing.retry.retry_after_cap_s))
+            self._set(Timer.POLL, self._capped_backoff(error))
         elif isinstance(error, NotFoundError):
             self._fail_lost(error)
         else:

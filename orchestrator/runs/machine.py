@@ -44,7 +44,8 @@ class Timing:
         retry: Attempts and backoff of single requests, and the pause that settles an ambiguous create.
         stall_s: Without progress for this long, a notice is published and the run is retrieved.
         cancel_timeout_s: From the first cancel request to `CancelUnconfirmed`. Also the most that a run
-            takes to end once its deadline has passed, whatever happens to its actors meanwhile.
+            takes to end once its deadline has passed, whatever happens to its actors meanwhile, and the time
+            for which messages are asked for again that a server fails to show.
         unknown_status_s: How long a status that nobody knows is watched.
         poll_min_s: The first pause between two looks, when the server gives no hint.
         poll_max_s: The longest pause without a hint; the pause grows by a twentieth of the run's age. A hint
@@ -238,6 +239,16 @@ class Machine:
             jitter=self._jitter(),
             unix_now=self._unix_time(),
         )
+
+    def _capped_backoff(self, error: APIError) -> float:
+        """The pause before what is repeated whatever the server asks for: a bound of its own ends it."""
+        return min(self._backoff(error), self._timing.retry.retry_after_cap_s)
+
+    def _bound_ending(self) -> None:
+        """Wait for an end no longer than this, and after a restart not longer than without one."""
+        patience = self._timing.cancel_timeout_s
+        if Timer.CANCEL not in self._timers:
+            self._set(Timer.CANCEL, min(patience, self.record.deadline_at + patience - self._now))
 
     def _again(self, send: Callable[[], None], error: APIError, *, repeatable: bool) -> bool:
         """Call `send` after a backoff, if the policy allows."""

@@ -388,16 +388,37 @@ def test_a_look_that_is_refused_for_good_cancels_the_run_and_fails_with_that_err
     assert story.error is refusal
 
 
-def test_a_transcript_is_tried_again_and_a_verdict_without_it_says_so() -> None:
+def test_a_transcript_is_tried_again_while_the_server_fails_and_a_verdict_without_it_says_so() -> None:
     story = Story(watch="poll", thread_id=THREAD)
     story.create()
     story.answer(run("completed"))
-    for _ in range(3):
+    began = story.now
+    while story.phase is Phase.COLLECTING:
         story.fail(refused(503))
-        story.fire(Timer.RETRY)
-    story.fail(refused(503))
+        story.wait(10)
+    assert 60 <= story.now - began <= 70
+    assert story.sent.count("FetchTranscript") > 4
     assert story.shown[-2:] == ["run.gap", "thread.run.completed"]
     assert story.result.status == "completed"
+
+
+def test_an_outage_at_the_end_of_a_run_does_not_cost_its_text() -> None:
+    story = Story(watch="poll", thread_id=THREAD)
+    story.create()
+    story.answer(run("completed"))
+    while story.sent.count("FetchTranscript") < 8:
+        story.fail(cut())
+        story.fire(Timer.RETRY)
+    story.transcript(message("msg_1", "hello"))
+    assert story.result.text == "hello"
+
+
+def test_a_transcript_that_is_refused_for_good_is_not_waited_for() -> None:
+    story = Story(watch="poll", thread_id=THREAD)
+    story.create()
+    story.answer(run("completed"))
+    story.fail(refused(403))
+    assert story.shown[-2:] == ["run.gap", "thread.run.completed"]
 
 
 def test_an_overdue_transcript_is_waited_for_no_longer_than_a_cancel() -> None:

@@ -233,6 +233,18 @@ def test_a_server_that_asks_for_patience_does_not_keep_a_cancel_from_being_confi
     assert story.timers[Timer.POLL][0] - story.now < 6
 
 
+def test_a_hint_on_a_refused_cancel_does_not_keep_us_from_looking_again() -> None:
+    story = Story()
+    story.watch()
+    story.tell(CANCEL)
+    for _ in range(3):
+        story.fail(refused(400, "Cannot cancel run with status 'queued'.", retry_after="1e9"))
+        story.wait(6)
+        assert story.sent[-1] == "RetrieveRun"
+        story.answer(run("queued"))
+        assert story.sent[-1] == "CancelRun"
+
+
 def test_a_second_cancel_changes_nothing() -> None:
     story = Story()
     story.watch()
@@ -323,6 +335,18 @@ def test_a_run_that_completed_while_its_deadline_passed_is_returned() -> None:
     story.wait(10)
     story.stream(run("completed"))
     assert story.result.status == "completed"
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_deadline_whose_cancel_is_refused_for_good_is_still_a_deadline(status: int) -> None:
+    story = Story(deadline_s=10)
+    story.watch()
+    story.wait(10)
+    story.fail(refused(status, "not for you"))
+    assert isinstance(story.error, DeadlineExceeded)
+    assert (story.error.run_id, story.error.thread_id) == (RUN, THREAD)
+    assert "its end could not be seen: " in str(story.error)
+    assert "not for you" in str(story.error)
 
 
 def test_a_deadline_whose_cancel_is_not_confirmed_names_the_ids_in_time() -> None:
