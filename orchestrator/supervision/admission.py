@@ -24,7 +24,8 @@ class Admission:
         if limit < 1:
             raise ValueError(f"at least one run must be allowed at a time, got {limit}")
         self._limit = limit
-        self._tickets = count()
+        self._numbers = count()
+        self._tickets: dict[str, tuple[int, str]] = {}
         self._ready: list[tuple[int, str]] = []
         self._threads: dict[str, str | None] = {}
         self._holders: dict[str, str] = {}
@@ -37,7 +38,7 @@ class Admission:
 
     def ask(self, key: str, thread_id: str | None) -> None:
         """Queue for a place, and for the thread if one is given."""
-        ticket = (next(self._tickets), key)
+        ticket = self._tickets[key] = (next(self._numbers), key)
         self._threads[key] = thread_id
         if thread_id is None:
             heapq.heappush(self._ready, ticket)
@@ -53,30 +54,42 @@ class Admission:
             self._threads[key] = thread_id
             self._holders.setdefault(thread_id, key)
 
-    def leave(self, key: str) -> None:
-        """Give up the place, or the wait for one; the thread passes on. Repeatable."""
+    def leave(self, key: str) -> str | None:
+        """Give up the place, or the wait for one; the thread passes on. Repeatable.
+
+        Returns:
+            The key of the run that has the thread now and did not before; it may still wait for a place.
+        """
         thread_id = self._threads.pop(key, None)
+        self._tickets.pop(key, None)
         self._working.discard(key)
-        if thread_id is not None and self._holders.get(thread_id) == key:
-            self._pass_on(thread_id)
+        if thread_id is None or self._holders.get(thread_id) != key:
+            return None
+        return self._pass_on(thread_id)
 
     def admitted(self) -> list[str]:
         """The keys that may start now, in order; each is named once."""
         keys: list[str] = []
         while self._ready and len(self._working) < self._limit:
-            _, key = heapq.heappop(self._ready)
-            if key in self._threads:
+            ticket = heapq.heappop(self._ready)
+            if self._is_valid(ticket):
+                key = ticket[1]
                 self._working.add(key)
                 keys.append(key)
         return keys
 
-    def _pass_on(self, thread_id: str) -> None:
+    def _is_valid(self, ticket: tuple[int, str]) -> bool:
+        """Whether its run still waits; a later run may have the key of one that left."""
+        return self._tickets.get(ticket[1]) == ticket
+
+    def _pass_on(self, thread_id: str) -> str | None:
         waiting = self._parked.get(thread_id, deque())
         while waiting:
             ticket = waiting.popleft()
-            if ticket[1] in self._threads:
+            if self._is_valid(ticket):
                 self._holders[thread_id] = ticket[1]
                 heapq.heappush(self._ready, ticket)
-                return
+                return ticket[1]
         self._parked.pop(thread_id, None)
         del self._holders[thread_id]
+        return None

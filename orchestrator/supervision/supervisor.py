@@ -215,9 +215,7 @@ class Supervisor(LoopActor):
 
     def _start_admitted(self) -> None:
         for key in self._admission.admitted():
-            run = self._open[key]
-            run.state.parked = False
-            run.in_flight.report(Started())
+            self._open[key].in_flight.report(Started())
 
     def _start_actor(self, run: _Open) -> None:
         if self._open.get(run.key) is not run:
@@ -320,7 +318,9 @@ class Supervisor(LoopActor):
         """Nothing of the run is left: forget it, and only then tell who waits for it."""
         del self._open[run.key]
         self._journal.forget(run.key)
-        self._admission.leave(run.key)
+        heir = self._admission.leave(run.key)
+        if heir is not None:
+            self._open[heir].state.parked = False
         self._ended(run.state)
         self._start_admitted()
 

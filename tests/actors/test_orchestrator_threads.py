@@ -60,6 +60,40 @@ def test_a_run_that_waits_for_its_thread_says_so_and_can_be_cancelled(stage: Sta
         assert third.snapshot().waits_for == "nothing"
 
 
+def test_a_run_that_has_its_thread_and_no_place_yet_waits_for_admission(stage: Stage) -> None:
+    gate = Gate()
+    thread_id = stage.thread()
+    with stage.orchestrator(tools=[gate.fetch], max_concurrent_runs=1) as orchestrator:
+        holder = orchestrator.start(stage.assistant, thread_id=thread_id, messages="fetch")
+        between = orchestrator.start(stage.assistant, messages="each a")
+        parked = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        gate.wait_until_reached()
+        assert parked.snapshot().waits_for == f"its turn on thread {thread_id}"
+        holder.cancel()
+        assert holder.result(PATIENCE_S).status == "cancelled"
+        gate.wait_until_reached()
+        assert parked.snapshot().waits_for == "admission"
+        gate.open.set()
+        assert between.result(PATIENCE_S).status == parked.result(PATIENCE_S).status == "completed"
+
+
+def test_a_key_that_is_used_again_does_not_hold_the_thread_its_first_run_waited_for(stage: Stage) -> None:
+    gate = Gate()
+    thread_id = stage.thread()
+    with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
+        holder = orchestrator.start(stage.assistant, thread_id=thread_id, messages="fetch")
+        gate.wait_until_reached()
+        waiting = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello", key="mine")
+        waiting.cancel()
+        waiting.result(PATIENCE_S)
+        again = orchestrator.start(stage.assistant, messages="fetch", key="mine")
+        gate.wait_until_reached()
+        gate.open.set()
+        assert holder.result(PATIENCE_S).status == again.result(PATIENCE_S).status == "completed"
+        last = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        assert last.result(PATIENCE_S).status == "completed"
+
+
 def test_a_run_whose_predecessor_failed_gets_its_turn(stage: Stage) -> None:
     thread_id = stage.thread()
     with stage.orchestrator() as orchestrator:

@@ -40,12 +40,12 @@ def test_a_thread_has_one_run_at_a_time_and_passes_on_in_order() -> None:
     admission = Admission(10)
     assert asked(admission, ("a", "t"), ("b", "t"), ("c", "t")) == ["a"]
     assert admission.holder("t") == "a"
-    admission.leave("a")
+    assert admission.leave("a") == "b"
     assert admission.holder("t") == "b"
     assert admission.admitted() == ["b"]
-    admission.leave("b")
+    assert admission.leave("b") == "c"
     assert admission.admitted() == ["c"]
-    admission.leave("c")
+    assert admission.leave("c") is None
     assert admission.holder("t") is None
 
 
@@ -75,6 +75,16 @@ def test_a_run_that_leaves_while_it_waits_for_its_thread_is_passed_over() -> Non
     admission.leave("b")
     admission.leave("a")
     assert admission.admitted() == ["c"]
+
+
+def test_a_key_that_is_used_again_does_not_inherit_the_place_of_the_one_that_left() -> None:
+    admission = Admission(10)
+    assert asked(admission, ("a", "t"), ("b", "t")) == ["a"]
+    admission.leave("b")
+    assert asked(admission, ("b", "u")) == ["b"]
+    assert admission.leave("a") is None
+    assert admission.admitted() == []
+    assert (admission.holder("t"), admission.holder("u")) == (None, "b")
 
 
 def test_leaving_twice_or_without_having_come_does_nothing() -> None:
@@ -160,7 +170,9 @@ def test_any_sequence_admits_what_the_plain_model_admits(
     keys: list[str] = []
     for what, which in steps:
         if what == "ask":
-            keys.append(f"run-{len(keys)}")
+            # A key may be used again once its run has left.
+            free = (key for key in keys if key not in model.working and key not in dict(model.queue))
+            keys.append(next(free, f"run-{len(keys)}"))
             thread = which if isinstance(which, str) else None
             admission.ask(keys[-1], thread)
             model.queue.append((keys[-1], thread))

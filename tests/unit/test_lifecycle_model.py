@@ -36,7 +36,7 @@ def conduct(scenario: Scenario) -> None:
     world.check()
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(SCENARIOS)
 def test_every_run_ends_in_time_with_the_servers_own_verdict(scenario: Scenario) -> None:
     conduct(scenario)
