@@ -255,6 +255,12 @@ class FaultyServer:
         with self._changed:
             return len(self._open)
 
+    def play(self, *script: Step, default: Step) -> None:
+        """Begin another script; what was received so far is forgotten."""
+        with self._changed:
+            self._script, self._default = deque(script), default
+            self.received, self.unread = [], 0
+
     def wait_until(self, holds: Callable[[FaultyServer], bool]) -> None:
         """Block until something holds, looked at whenever a request or a connection comes or goes."""
         with self._changed:
