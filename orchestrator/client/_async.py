@@ -10,13 +10,14 @@ import asyncio
 import copy
 import os
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
 
 from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
 from orchestrator.client.call import checked
 from orchestrator.client.methods import described_by
+from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
 from orchestrator.errors import APIError, OrchestratorClosed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import httpx
 
     from orchestrator.client.call import Answer, Call, CallOptions
+    from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import AsyncEventStream
     from orchestrator.protocol.objects import Run
@@ -36,6 +38,7 @@ __all__ = ["AsyncThreadsClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class _Connections:
@@ -154,6 +157,7 @@ class AsyncThreadsClient:
         self._owns_connections = True
         self._clocks = clocks or Clocks()
         self._sleep = sleep
+        self._echoing: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self._settings.base_url}>"
@@ -258,37 +262,71 @@ class AsyncThreadsClient:
         return stream
 
     async def _perform(self, call: Call[T]) -> T:
-        from tenacity import AsyncRetrying
-
-        attempts = Attempts(call, self._settings, self._clocks)
-
-        async def once() -> T:
-            return (await self.attempt(attempts.next())).value
-
-        try:
-            value: T = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
-        except APIError as error:
-            done = attempts.already_done(error)
-            if done is None:
-                attempts.fail(error)
-            return done
+        attempts = self._attempts(call)
+        value: T = await self._settled(attempts, self._value)
+        attempts.learn(value)
         return value
 
     @asynccontextmanager
     async def _stream(self, call: Call[Run]) -> AsyncIterator[AsyncEventStream]:
-        from tenacity import AsyncRetrying
+        from orchestrator.client.stream import AsyncEventStream
 
-        attempts = Attempts(call, self._settings, self._clocks)
-
-        async def once() -> AsyncEventStream:
-            return await self._open(attempts.next(), until_started=True)
-
-        try:
-            stream: AsyncEventStream = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
-        except APIError as error:
-            attempts.fail(error)
+        attempts = self._attempts(call)
+        outcome = await self._settled(attempts, self._started)
+        stream = outcome if isinstance(outcome, AsyncEventStream) else AsyncEventStream.of(call, outcome)
+        attempts.learn(stream.upcoming_run)
         async with _closing(stream):
             yield stream
+
+    def _attempts(self, call: Call[T]) -> Attempts[T]:
+        return Attempts(call, self._settings, self._clocks, echoing=self._echoing)
+
+    async def _value(self, call: Call[T]) -> T:
+        return (await self.attempt(call)).value
+
+    async def _started(self, call: Call[Run]) -> AsyncEventStream:
+        return await self._open(call, until_started=True)
+
+    async def _settled(self, attempts: Attempts[T], send: Callable[[Call[T]], Awaitable[V]]) -> V | T:
+        """Send a call as often as its policy allows, and find out what became of it if that is not known."""
+        try:
+            return await self._tried(attempts, send)
+        except APIError as error:
+            plan = attempts.settle(error)
+        told: object = None
+        while True:
+            try:
+                step = plan.send(told)
+            except StopIteration as settled:
+                value: V | T = settled.value
+                return value
+            told = await self._taken(step, attempts, send)
+
+    async def _taken(
+        self, step: Step, attempts: Attempts[T], send: Callable[[Call[T]], Awaitable[V]]
+    ) -> object:
+        try:
+            match step:
+                case Pause(seconds=seconds):
+                    await self._sleep(seconds)
+                    return None
+                case Look(call=call):
+                    return await self._tried(attempts.looking(call), self._value)
+                case Again():
+                    return await self._tried(attempts, send)
+                case _:
+                    assert_never(step)
+        except APIError as error:
+            return error
+
+    async def _tried(self, attempts: Attempts[T], send: Callable[[Call[T]], Awaitable[V]]) -> V:
+        from tenacity import AsyncRetrying
+
+        async def once() -> V:
+            return await send(attempts.next())
+
+        value: V = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
+        return value
 
     create_assistant = _method(endpoints.create_assistant)
     get_assistant = _method(endpoints.get_assistant)

@@ -11,13 +11,14 @@ import copy
 import os
 import time
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
 
 from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
 from orchestrator.client.call import checked
 from orchestrator.client.methods import described_by
+from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
 from orchestrator.errors import APIError, OrchestratorClosed
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import httpx
 
     from orchestrator.client.call import Answer, Call, CallOptions
+    from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import EventStream
     from orchestrator.protocol.objects import Run
@@ -37,6 +39,7 @@ __all__ = ["ThreadsClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class _Connections:
@@ -162,6 +165,7 @@ class ThreadsClient:
         self._owns_connections = True
         self._clocks = clocks or Clocks()
         self._sleep = sleep
+        self._echoing: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self._settings.base_url}>"
@@ -270,34 +274,67 @@ class ThreadsClient:
         return stream
 
     def _perform(self, call: Call[T]) -> T:
-        from tenacity import Retrying
-
-        attempts = Attempts(call, self._settings, self._clocks)
-        try:
-            return Retrying(sleep=self._sleep, **attempts.controls())(
-                lambda: self.attempt(attempts.next()).value
-            )
-        except APIError as error:
-            done = attempts.already_done(error)
-            if done is None:
-                attempts.fail(error)
-            return done
+        attempts = self._attempts(call)
+        value: T = self._settled(attempts, self._value)
+        attempts.learn(value)
+        return value
 
     @contextmanager
     def _stream(self, call: Call[Run]) -> Iterator[EventStream]:
-        from tenacity import Retrying
+        from orchestrator.client.stream import EventStream
 
-        attempts = Attempts(call, self._settings, self._clocks)
-        try:
-            stream = Retrying(sleep=self._sleep, **attempts.controls())(
-                lambda: self._open(attempts.next(), until_started=True)
-            )
-        except APIError as error:
-            attempts.fail(error)
+        attempts = self._attempts(call)
+        outcome = self._settled(attempts, self._started)
+        stream = outcome if isinstance(outcome, EventStream) else EventStream.of(call, outcome)
+        attempts.learn(stream.upcoming_run)
         try:
             yield stream
         finally:
             stream.close()
+
+    def _attempts(self, call: Call[T]) -> Attempts[T]:
+        return Attempts(call, self._settings, self._clocks, echoing=self._echoing)
+
+    def _value(self, call: Call[T]) -> T:
+        return (self.attempt(call)).value
+
+    def _started(self, call: Call[Run]) -> EventStream:
+        return self._open(call, until_started=True)
+
+    def _settled(self, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> V | T:
+        """Send a call as often as its policy allows, and find out what became of it if that is not known."""
+        try:
+            return self._tried(attempts, send)
+        except APIError as error:
+            plan = attempts.settle(error)
+        told: object = None
+        while True:
+            try:
+                step = plan.send(told)
+            except StopIteration as settled:
+                value: V | T = settled.value
+                return value
+            told = self._taken(step, attempts, send)
+
+    def _taken(self, step: Step, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> object:
+        try:
+            match step:
+                case Pause(seconds=seconds):
+                    self._sleep(seconds)
+                    return None
+                case Look(call=call):
+                    return self._tried(attempts.looking(call), self._value)
+                case Again():
+                    return self._tried(attempts, send)
+                case _:
+                    assert_never(step)
+        except APIError as error:
+            return error
+
+    def _tried(self, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> V:
+        from tenacity import Retrying
+
+        return Retrying(sleep=self._sleep, **attempts.controls())(lambda: send(attempts.next()))
 
     create_assistant = _method(endpoints.create_assistant)
     get_assistant = _method(endpoints.get_assistant)

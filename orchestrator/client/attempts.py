@@ -2,7 +2,7 @@
 
 The decisions are `orchestrator.client.retry`'s; tenacity drives them. This module keeps count, reads the
 clock it was given, writes one log line per failed attempt, and turns an uncertain end into
-`AmbiguousOutcome`. Both clients use it.
+`AmbiguousOutcome`, unless the call has a reconciler that settles it. Both clients use it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
-from orchestrator.client.retry import Verdict, delay_s, judge
+from orchestrator.client.retry import NONCE_KEY, Verdict, delay_s, judge
 from orchestrator.errors import (
     AmbiguousOutcome,
     APIConnectionError,
@@ -25,16 +25,18 @@ from orchestrator.errors import (
 from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tenacity import RetryCallState
 
     from orchestrator.client.call import Call
+    from orchestrator.client.reconciliation import Plan
     from orchestrator.client.settings import Settings
 
 __all__ = ["Attempts", "Clocks"]
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 log = get_logger(__name__)
 
@@ -65,21 +67,36 @@ class Controls(TypedDict):
 
 
 class Attempts(Generic[T]):
-    """The attempts of one call, within its deadline.
+    """The attempts of one call, within its deadline; the `Case` of its reconciler.
 
     Args:
         call: The call.
         settings: The client's; the call's own options stand over them.
         clocks: The clocks.
+        echoing: The base URLs of the servers that were seen to keep metadata, known to the whole client.
+        deadline: When to give up, on the monotonic clock; by default what the policy allows from now.
     """
 
-    def __init__(self, call: Call[T], settings: Settings, clocks: Clocks) -> None:
-        settings = settings.with_options(call.options)
+    def __init__(
+        self,
+        call: Call[T],
+        settings: Settings,
+        clocks: Clocks,
+        *,
+        echoing: set[str],
+        deadline: float | None = None,
+    ) -> None:
         self._call = call
+        self._client_settings = settings
+        settings = settings.with_options(call.options)
+        self._server = settings.base_url
         self._policy = settings.retry
         self._timeout_s = settings.timeout_s
         self._clocks = clocks
-        self._deadline = clocks.monotonic() + self._policy.deadline_s
+        self._echoing = echoing
+        self._deadline = clocks.monotonic() + self._policy.deadline_s if deadline is None else deadline
+        self._made = 0
+        self._failures = 0
         self._may_be_done = False
 
     def next(self) -> Call[T]:
@@ -88,11 +105,12 @@ class Attempts(Generic[T]):
         Raises:
             APITimeout: Nothing is left; nothing was sent.
         """
-        left_s = self._deadline - self._clocks.monotonic()
+        left_s = self._left_s()
         if left_s <= 0:
             raise APITimeout(
                 "the call's deadline passed", method=self._call.method, path=self._call.path, sent=False
             )
+        self._made += 1
         timeout_s = min(self._timeout_s, left_s)
         return replace(self._call, options={**self._call.options, "timeout": timeout_s})
 
@@ -106,12 +124,20 @@ class Attempts(Generic[T]):
             "reraise": True,
         }
 
-    def already_done(self, error: APIError) -> T | None:
-        """Return the value of a delete that an earlier attempt had done, or `None`."""
-        return self._call.if_gone if self._may_be_done and isinstance(error, NotFoundError) else None
+    def looking(self, call: Call[V]) -> Attempts[V]:
+        """Return the attempts of a call that this one's outcome depends on, within the same deadline."""
+        return Attempts(
+            call, self._client_settings, self._clocks, echoing=self._echoing, deadline=self._deadline
+        )
 
-    def fail(self, error: APIError) -> NoReturn:
-        """Raise what the last failure means.
+    def learn(self, made: object) -> None:
+        """Take note of whether what the server made of a request with a nonce shows it."""
+        metadata = getattr(made, "metadata", None) or {}
+        if self._call.nonce is not None and metadata.get(NONCE_KEY) == self._call.nonce:
+            self.see_metadata()
+
+    def settle(self, error: APIError) -> Plan[T]:
+        """Plan what the last failure comes to.
 
         Raises:
             AmbiguousOutcome: The request may have taken effect, and may not be repeated.
@@ -119,17 +145,59 @@ class Attempts(Generic[T]):
         """
         call = self._call
         log.debug("request.failed", operation=call.operation, **_reason(error))
-        if judge(error, repeatable=call.repeatable) is not Verdict.AMBIGUOUS:
-            raise error
+        if self._may_be_done and call.if_gone is not None and isinstance(error, NotFoundError):
+            return call.if_gone
+        uncertain = self._may_be_done or judge(error, repeatable=False) is Verdict.AMBIGUOUS
+        if uncertain and call.reconciler is not None:
+            return (yield from call.reconciler.settle(error, self))
+        if uncertain and not call.repeatable:
+            raise self.ambiguous(error, "it was not repeated")
+        raise error
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds between two looks."""
+        return self._policy.settle_s
+
+    @property
+    def keeps_metadata(self) -> bool:
+        """Whether the server was ever seen to answer with metadata it was sent."""
+        return self._server in self._echoing
+
+    def see_metadata(self) -> None:
+        """Take note that the server keeps metadata."""
+        self._echoing.add(self._server)
+
+    def may_pause(self) -> bool:
+        """Whether `settle_s` and a look fit into what is left of the deadline."""
+        return self._left_s() > self._policy.settle_s
+
+    def may_repeat(self) -> bool:
+        """Whether the policy allows one more attempt."""
+        return self._made < self._policy.attempts
+
+    def report_twins(self, ids: Sequence[str]) -> None:
+        """Report that one request took effect more than once."""
+        call = self._call
+        log.error("request.duplicated", operation=call.operation, thread_id=call.thread_id, ids=list(ids))
+
+    def ambiguous(self, error: APIError, why: str) -> AmbiguousOutcome:
+        """Return the error that says that the outcome could not be settled."""
+        call = self._call
         where = f" on thread {call.thread_id}" if call.thread_id else ""
         mark = f", nonce {call.nonce}" if call.nonce else ""
-        raise AmbiguousOutcome(
-            f"{call.operation}{where}{mark} may or may not have taken effect: {error};"
-            " it was not repeated, look at the server before you start again",
+        outcome = AmbiguousOutcome(
+            f"{call.operation}{where}{mark} may or may not have taken effect: {error}; {why}:"
+            " look at the server before you start again",
             operation=call.operation,
             thread_id=call.thread_id,
             nonce=call.nonce,
-        ) from error
+        )
+        outcome.__cause__ = error
+        return outcome
+
+    def _left_s(self) -> float:
+        return self._deadline - self._clocks.monotonic()
 
     def _is_worth_another(self, state: RetryCallState) -> bool:
         error = _error(state)
@@ -137,14 +205,15 @@ class Attempts(Generic[T]):
             return False
         again = judge(error, repeatable=self._call.repeatable) is Verdict.AGAIN
         self._may_be_done |= again and not _did_nothing(error)
-        return again
+        self._failures += 1
+        return again and self._policy.when(error)
 
     def _wait_s(self, state: RetryCallState) -> float:
         error = _error(state)
         assert error is not None
         return delay_s(
             self._policy,
-            failures=state.attempt_number,
+            failures=self._failures,
             error=error,
             jitter=self._clocks.jitter(),
             unix_now=self._clocks.unix(),
@@ -153,7 +222,7 @@ class Attempts(Generic[T]):
     def _is_over(self, state: RetryCallState) -> bool:
         # tenacity asks for the wait first; one that ends past the deadline is not begun.
         resumes = self._clocks.monotonic() + state.upcoming_sleep
-        return state.attempt_number >= self._policy.attempts or resumes >= self._deadline
+        return not self.may_repeat() or resumes >= self._deadline
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = _error(state)
@@ -161,7 +230,7 @@ class Attempts(Generic[T]):
         log.info(
             "request.retried",
             operation=self._call.operation,
-            attempt=state.attempt_number,
+            attempt=self._made,
             delay_s=round(state.upcoming_sleep, 3),
             **_reason(error),
         )

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.retry import NONCE_KEY, RetryPolicy
+
+if TYPE_CHECKING:
+    from orchestrator.client.reconciliation import Reconciler
 
 __all__ = [
     "Answer",
@@ -87,6 +90,7 @@ class Call(Generic[T]):
         thread_id: The thread concerned, if any, for errors.
         nonce: The value that marks what it creates, or `None`.
         if_gone: What a repeated delete answers when the first one has done its work already, or `None`.
+        reconciler: Finds out what became of it when its answer was lost, or `None` where nothing can.
         options: The caller's own settings for this call; may hold a key.
     """
 
@@ -102,6 +106,7 @@ class Call(Generic[T]):
     thread_id: str | None = None
     nonce: str | None = None
     if_gone: T | None = None
+    reconciler: Reconciler[T] | None = None
     options: CallOptions = field(default_factory=CallOptions, repr=False)
 
 

@@ -24,9 +24,21 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import APIConnectionError, APIError, APIStatusError, RateLimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["NONCE_KEY", "NO_RETRIES", "RetryPolicy", "Verdict", "delay_s", "judge", "retry_after_s"]
+__all__ = [
+    "ALWAYS",
+    "NONCE_KEY",
+    "NO_RETRIES",
+    "RetryPolicy",
+    "Verdict",
+    "When",
+    "delay_s",
+    "judge",
+    "retry_after_s",
+    "when_error",
+    "when_status",
+]
 
 NONCE_KEY = "orchestrator_nonce"
 """The metadata key that marks what one create request made, so that its outcome can be looked up."""
@@ -43,6 +55,47 @@ class Verdict(StrEnum):
     """The server decided: the same request gets the same answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class When:
+    """A condition on a failure, to be combined with `&`, `|` and `~`.
+
+    Attributes:
+        holds: Says whether the condition holds for a failure; called on the call's thread, must not block.
+    """
+
+    holds: Callable[[APIError], bool]
+
+    def __call__(self, error: APIError) -> bool:
+        """Say whether the condition holds."""
+        return self.holds(error)
+
+    def __and__(self, other: When) -> When:
+        """Return the condition that both hold."""
+        return When(lambda error: self(error) and other(error))
+
+    def __or__(self, other: When) -> When:
+        """Return the condition that at least one holds."""
+        return When(lambda error: self(error) or other(error))
+
+    def __invert__(self) -> When:
+        """Return the opposite condition."""
+        return When(lambda error: not self(error))
+
+
+ALWAYS = When(lambda _: True)
+"""Holds for every failure."""
+
+
+def when_status(*statuses: int) -> When:
+    """Return the condition that the server answered with one of these statuses."""
+    return When(lambda error: isinstance(error, APIStatusError) and error.status in statuses)
+
+
+def when_error(*kinds: type[APIError]) -> When:
+    """Return the condition that the failure is of one of these classes."""
+    return When(lambda error: isinstance(error, kinds))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often and how patiently a request is tried.
@@ -53,7 +106,9 @@ class RetryPolicy:
         cap_s: The upper bound of every backoff, in seconds.
         retry_after_cap_s: The longest server hint that is obeyed, in seconds; a longer one ends the call.
         deadline_s: Seconds for the call with all its attempts and waits.
-        settle_s: Seconds between the two looks that settle an ambiguous create.
+        settle_s: Seconds between the two looks that settle an ambiguous create or submission.
+        when: Which failures are worth another attempt, of those that the rules above allow it for; it can
+            forbid an attempt, never allow one.
     """
 
     attempts: int = 4
@@ -62,6 +117,7 @@ class RetryPolicy:
     retry_after_cap_s: float = 120.0
     deadline_s: float = 120.0
     settle_s: float = 2.0
+    when: When = ALWAYS
 
     def __post_init__(self) -> None:
         if self.attempts < 1:

@@ -10,7 +10,9 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
 
 from orchestrator.client.answers import MAX_ANSWER_BYTES, answer, too_large
 from orchestrator.client.call import poll_after_s
@@ -99,6 +101,18 @@ class _Stream:
         self._events = _Events(call, response.status_code, headers)
         self._ended = False
 
+    @classmethod
+    def of(cls, call: Call[Run], run: Run) -> Self:
+        """Return what a server that cannot stream would answer: the run as it stands, and no more.
+
+        For a request whose stream was lost, when a look has shown what became of it.
+        """
+        import httpx
+
+        body = msgspec.json.encode(run)
+        response = httpx.Response(200, headers={"content-type": "application/json"}, content=body)
+        return cls(call, response, dict(response.headers))
+
     @property
     def headers(self) -> Mapping[str, str]:
         """The answer's headers, by lower-case name."""
@@ -113,6 +127,11 @@ class _Stream:
     def poll_after_s(self) -> float | None:
         """Seconds after which the server wants to be asked again, or `None` when it did not say."""
         return poll_after_s(self.headers)
+
+    @property
+    def upcoming_run(self) -> Run | None:
+        """The run of the first run event that has arrived and was not iterated yet, or `None`."""
+        return next((event.data for event in self._events.ready if isinstance(event, RunEvent)), None)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._events.call.operation}, request {self.request_id}>"

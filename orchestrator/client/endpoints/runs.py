@@ -18,6 +18,7 @@ from orchestrator.client.call import (
     streaming,
     with_nonce,
 )
+from orchestrator.client.reconciliation import Cancelled, Created, Submitted
 from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Page, Run, RunStep, ToolOutput
 
@@ -73,10 +74,11 @@ def create_run(
         parallel_tool_calls: Whether one batch may hold several calls.
         response_format: `"auto"` or a format definition.
         include: Further fields of the steps to answer with.
-        nonce: Marks the run in its metadata, so that a lost answer can be looked up; also sent as
-            `Idempotency-Key`, which this project's server honours.
+        nonce: Marks the run in its metadata, so that a lost answer is settled by listing the thread's runs;
+            also sent as `Idempotency-Key`, which this project's server honours.
         **options: See `CallOptions`.
     """
+    options = checked("create_run", options, streamed_by="stream_run")
     return Call(
         operation="create_run",
         method="POST",
@@ -103,7 +105,10 @@ def create_run(
         ),
         thread_id=thread_id,
         nonce=None if isinstance(nonce, UnsetType) else nonce,
-        options=checked("create_run", options, streamed_by="stream_run"),
+        reconciler=None
+        if isinstance(nonce, UnsetType)
+        else Created(listing=list_runs(thread_id, limit=100, order="desc", **options), nonce=nonce),
+        options=options,
     )
 
 
@@ -220,6 +225,7 @@ def cancel_run(thread_id: str, run_id: str, **options: Unpack[CallOptions]) -> C
 
     Repeatable: cancelling twice cancels once, and the server answers 400 when there is nothing to cancel.
     """
+    options = checked("cancel_run", options)
     return Call(
         operation="cancel_run",
         method="POST",
@@ -228,7 +234,8 @@ def cancel_run(thread_id: str, run_id: str, **options: Unpack[CallOptions]) -> C
         repeatable=True,
         lane="cancel",
         thread_id=thread_id,
-        options=checked("cancel_run", options),
+        reconciler=Cancelled(retrieval=get_run(thread_id, run_id, **options)),
+        options=options,
     )
 
 
@@ -270,7 +277,10 @@ def submit_tool_outputs(
     tool_outputs: Sequence[ToolOutput | Mapping[str, str]],
     **options: Unpack[CallOptions],
 ) -> Call[Run]:
-    """Submit the outputs of all the calls that a run waits for. Not repeatable.
+    """Submit the outputs of all the calls that a run waits for.
+
+    Not repeatable, but a lost answer is settled: the run and its steps are looked at, and only one that still
+    waits for the same calls of the same step is sent its outputs again.
 
     Args:
         thread_id: The thread.
@@ -278,6 +288,7 @@ def submit_tool_outputs(
         tool_outputs: One for every required call, as `ToolOutput` or as the wire has them.
         **options: See `CallOptions`.
     """
+    options = checked("submit_tool_outputs", options, streamed_by="stream_tool_outputs")
     return Call(
         operation="submit_tool_outputs",
         method="POST",
@@ -287,7 +298,12 @@ def submit_tool_outputs(
         decode=_RUN,
         body=body(tool_outputs=tool_outputs),
         thread_id=thread_id,
-        options=checked("submit_tool_outputs", options, streamed_by="stream_tool_outputs"),
+        reconciler=Submitted(
+            retrieval=get_run(thread_id, run_id, **options),
+            listing=list_run_steps(thread_id, run_id, limit=100, order="desc", **options),
+            outputs=dict(map(_pair, tool_outputs)),
+        ),
+        options=options,
     )
 
 
@@ -358,6 +374,12 @@ def list_run_steps(
         thread_id=thread_id,
         options=checked("list_run_steps", options),
     )
+
+
+def _pair(output: ToolOutput | Mapping[str, str]) -> tuple[str, str]:
+    if isinstance(output, ToolOutput):
+        return output.tool_call_id, output.output
+    return output.get("tool_call_id", ""), output.get("output", "")
 
 
 def _streaming(operation: str, build: Callable[P, Call[Run]]) -> Callable[P, Call[Run]]:

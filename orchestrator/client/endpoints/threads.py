@@ -8,6 +8,7 @@ from typing import Any, Literal, Unpack
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.call import Call, CallOptions, Metadata, body, checked, path, query, with_nonce
+from orchestrator.client.reconciliation import Created
 from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Deleted, Message, Page, Thread
 
@@ -117,9 +118,11 @@ def create_message(
         content: Text, or content parts as the wire has them.
         attachments: Files, and the tools they are for.
         metadata: Up to 16 pairs of your own, 15 with a nonce.
-        nonce: Marks the message in its metadata, so that a lost answer can be looked up.
+        nonce: Marks the message in its metadata, so that a lost answer is settled by listing the thread's
+            messages.
         **options: See `CallOptions`.
     """
+    options = checked("create_message", options)
     return Call(
         operation="create_message",
         method="POST",
@@ -128,7 +131,10 @@ def create_message(
         body=body(role=role, content=content, attachments=attachments, metadata=with_nonce(metadata, nonce)),
         thread_id=thread_id,
         nonce=None if isinstance(nonce, UnsetType) else nonce,
-        options=checked("create_message", options),
+        reconciler=None
+        if isinstance(nonce, UnsetType)
+        else Created(listing=list_messages(thread_id, limit=100, order="desc", **options), nonce=nonce),
+        options=options,
     )
 
 
