@@ -4,7 +4,7 @@ from orchestrator.client._async import AsyncThreadsClient
 from orchestrator.client._sync import ThreadsClient
 from orchestrator.client.attempts import Clocks
 from orchestrator.client.call import Answer, Call, CallOptions
-from orchestrator.client.retry import NO_RETRIES, RetryPolicy
+from orchestrator.client.retry import NO_RETRIES, RetryPolicy, When, when_error, when_status
 from orchestrator.client.stream import AsyncEventStream, EventStream
 
 __all__ = [
@@ -18,4 +18,7 @@ __all__ = [
     "EventStream",
     "RetryPolicy",
     "ThreadsClient",
+    "When",
+    "when_error",
+    "when_status",
 ]

@@ -172,9 +172,9 @@ class Attempts(Generic[T]):
         """Whether `settle_s` and a look fit into what is left of the deadline."""
         return self._left_s() > self._policy.settle_s
 
-    def may_repeat(self) -> bool:
-        """Whether the policy allows one more attempt."""
-        return self._made < self._policy.attempts
+    def may_repeat(self, error: APIError) -> bool:
+        """Whether the policy allows one more attempt after this failure."""
+        return self._made < self._policy.attempts and self._policy.when(error)
 
     def report_twins(self, ids: Sequence[str]) -> None:
         """Report that one request took effect more than once."""
@@ -206,7 +206,7 @@ class Attempts(Generic[T]):
         again = judge(error, repeatable=self._call.repeatable) is Verdict.AGAIN
         self._may_be_done |= again and not _did_nothing(error)
         self._failures += 1
-        return again and self._policy.when(error)
+        return again and self.may_repeat(error)
 
     def _wait_s(self, state: RetryCallState) -> float:
         error = _error(state)
@@ -222,7 +222,7 @@ class Attempts(Generic[T]):
     def _is_over(self, state: RetryCallState) -> bool:
         # tenacity asks for the wait first; one that ends past the deadline is not begun.
         resumes = self._clocks.monotonic() + state.upcoming_sleep
-        return not self.may_repeat() or resumes >= self._deadline
+        return resumes >= self._deadline
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = _error(state)

@@ -90,8 +90,8 @@ class Case(Protocol):
     def may_pause(self) -> bool:
         """Whether `settle_s` and a look fit into what is left of the call's deadline."""
 
-    def may_repeat(self) -> bool:
-        """Whether the policy allows one more attempt."""
+    def may_repeat(self, error: APIError) -> bool:
+        """Whether the policy allows one more attempt after this failure."""
 
     def report_twins(self, ids: Sequence[str]) -> None:
         """Report that one request took effect more than once."""
@@ -144,7 +144,7 @@ class Created(Generic[M]):
                 return found
             if not case.keeps_metadata:
                 raise case.ambiguous(error, "this server was not seen to keep metadata, which would prove it")
-            if not case.may_repeat():
+            if not case.may_repeat(error):
                 raise case.ambiguous(error, "no further attempt is allowed")
             outcome = yield Again()
             if not isinstance(outcome, APIError):
@@ -197,7 +197,7 @@ class Submitted:
                 run = yield from self._moved_on(error, case)
             if run is not None:
                 return run
-            if not case.may_repeat():
+            if not case.may_repeat(error):
                 raise case.ambiguous(error, "the run still waits, and no further attempt is allowed")
             outcome = yield Again()
             if not isinstance(outcome, APIError):

@@ -254,8 +254,9 @@ class Machine:
         """Call `send` after a backoff, if the policy allows."""
         self._failures += 1
         pause = self._backoff(error)
-        allowed = judge(error, repeatable=repeatable) is Verdict.AGAIN
-        if not allowed or self._failures >= self._timing.retry.attempts or pause == float("inf"):
+        policy = self._timing.retry
+        allowed = judge(error, repeatable=repeatable) is Verdict.AGAIN and policy.when(error)
+        if not allowed or self._failures >= policy.attempts or pause == float("inf"):
             return False
         self._retry = send
         self._set(Timer.RETRY, pause)

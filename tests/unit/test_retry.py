@@ -5,7 +5,17 @@ from email.utils import formatdate
 
 import pytest
 
-from orchestrator.client.retry import NO_RETRIES, RetryPolicy, Verdict, delay_s, judge, retry_after_s
+from orchestrator.client.retry import (
+    ALWAYS,
+    NO_RETRIES,
+    RetryPolicy,
+    Verdict,
+    delay_s,
+    judge,
+    retry_after_s,
+    when_error,
+    when_status,
+)
 from orchestrator.errors import (
     APIConnectionError,
     APIError,
@@ -125,3 +135,13 @@ def test_a_date_without_a_zone_is_utc_wherever_we_are(zone: str, monkeypatch: py
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_conditions_combine_and_forbid_but_never_allow() -> None:
+    limited, cut = status(429), connection(sent=True)
+    condition = when_status(429, 503) | when_error(APITimeout)
+    assert condition(limited)
+    assert not condition(cut)
+    assert (~condition)(cut)
+    assert not (condition & ~when_status(429))(limited)
+    assert ALWAYS(cut)
