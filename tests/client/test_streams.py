@@ -211,9 +211,9 @@ UNDECIDED: dict[str, Step] = {
 def test_a_stream_without_a_first_run_event_is_uncertain_and_not_repeated(kind: str, fault: Step) -> None:
     with FaultyServer(fault, default=chunks(WHOLE)) as server:
         with driven(kind, server.url, stream_idle_s=0.3) as driver, pytest.raises(AmbiguousOutcome) as caught:
-            driver.stream("stream_run", "thread_1", assistant_id="asst_1", nonce="n1")
+            driver.stream("stream_run", "thread_1", assistant_id="asst_1")
         assert len(server.received) == 1
-    assert (caught.value.operation, caught.value.nonce) == ("stream_run", "n1")
+    assert (caught.value.operation, caught.value.thread_id) == ("stream_run", "thread_1")
     if fault is UNDECIDED["an error event"]:
         assert "overloaded" in str(caught.value)
 
