@@ -9,6 +9,7 @@ requests the call sent, and what the caller got.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -31,12 +32,14 @@ from faulty_server import (
     stall,
 )
 
+from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import AmbiguousOutcome, APIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from drivers import Driver
+    from faulty_server import Peer
 
 Meaning: TypeAlias = Literal[
     "never sent", "refused", "final", "uncertain", "uncertain, not again", "begun", "ok"
@@ -152,7 +155,13 @@ FAULTS: list[Fault] = [
 ]
 """What can happen to any request."""
 
-RUN = {"id": "run_1", "object": "thread.run", "thread_id": "thread_1", "status": "queued"}
+RUN = {
+    "id": "run_1",
+    "object": "thread.run",
+    "thread_id": "thread_1",
+    "status": "queued",
+    "metadata": {NONCE_KEY: "n1"},
+}
 CREATED = event("thread.run.created", RUN)
 THREAD_CREATED = event("thread.created", {"id": "thread_1", "object": "thread"})
 ERROR = event("error", {"message": "overloaded"})
@@ -231,8 +240,18 @@ class Operation:
 
     @property
     def answer(self) -> Step:
-        """What a server says that is well: something that every operation can read."""
-        return chunks([CREATED, DONE]) if self.streams else reply({**RUN, "data": []})
+        """What a server says that is well: something that every operation, and every look, can read."""
+        return well
+
+
+def well(peer: Peer) -> bool:
+    """Answer with a stream where one is wanted, else with a run that is a list of itself as well."""
+    if peer.read().headers["accept"] != "text/event-stream":
+        data, kind = json.dumps({**RUN, "data": [RUN]}).encode(), "application/json"
+    else:
+        data, kind = CREATED + DONE, "text/event-stream"
+    peer.send(head(200, content_type=kind, content_length=str(len(data))) + data)
+    return True
 
 
 HELLO = {"role": "user", "content": "hello"}
@@ -269,6 +288,8 @@ UNREPEATABLE: list[Operation] = [
 ]
 """Doing it twice does the work twice, and nothing tells afterwards whether it was done."""
 
+OUTPUTS = [{"tool_call_id": "call_1", "output": "5"}]
+
 RECONCILABLE: list[Operation] = [
     Operation(
         name="create_message", ids=("thread_1",), fields={**HELLO, "nonce": "n1"}, variant="with nonce"
@@ -285,15 +306,15 @@ RECONCILABLE: list[Operation] = [
         fields={"assistant_id": "a", "nonce": "n1"},
         variant="with nonce",
     ),
-    Operation(name="submit_tool_outputs", ids=("thread_1", "run_1"), fields={"tool_outputs": []}),
-    Operation(name="stream_tool_outputs", ids=("thread_1", "run_1"), fields={"tool_outputs": []}),
+    Operation(name="submit_tool_outputs", ids=("thread_1", "run_1"), fields={"tool_outputs": OUTPUTS}),
+    Operation(name="stream_tool_outputs", ids=("thread_1", "run_1"), fields={"tool_outputs": OUTPUTS}),
     Operation(name="cancel_run", ids=("thread_1", "run_1")),
 ]
-"""Doing it twice does harm, and a look at the server tells whether it was done."""
+"""A look at the server tells whether it was done; here it always was, or the run has moved on meanwhile."""
 
 
 class Outcome(NamedTuple):
-    """What one call came to: the requests that reached the server, and what the caller got."""
+    """What one call came to: how many requests reached the server, looks included, and what came of it."""
 
     sent: int
     got: str
