@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
-from orchestrator.client.retry import NONCE_KEY, Verdict, delay_s, judge
+from orchestrator.client.retry import NONCE_KEY, Verdict, delay_s, judge, retry_after_s
 from orchestrator.errors import (
     AmbiguousOutcome,
     APIConnectionError,
@@ -154,10 +154,13 @@ class Attempts(Generic[T]):
             raise self.ambiguous(error, "it was not repeated")
         raise error
 
-    @property
-    def settle_s(self) -> float:
-        """Seconds between two looks."""
-        return self._policy.settle_s
+    def pause_s(self, error: APIError) -> float:
+        """Seconds from the first look to the second; infinite when they do not fit into the deadline."""
+        hint = (
+            retry_after_s(error.headers, self._clocks.unix()) if isinstance(error, APIStatusError) else None
+        )
+        seconds = max(self._policy.settle_s, hint or 0.0)
+        return seconds if seconds < self._left_s() else float("inf")
 
     @property
     def keeps_metadata(self) -> bool:
@@ -168,13 +171,10 @@ class Attempts(Generic[T]):
         """Take note that the server keeps metadata."""
         self._echoing.add(self._server)
 
-    def may_pause(self) -> bool:
-        """Whether `settle_s` and a look fit into what is left of the deadline."""
-        return self._left_s() > self._policy.settle_s
-
     def may_repeat(self, error: APIError) -> bool:
-        """Whether the policy allows one more attempt after this failure."""
-        return self._made < self._policy.attempts and self._policy.when(error)
+        """Whether the policy and the server allow one more attempt after this failure."""
+        stopped = judge(error, repeatable=True) is Verdict.FINAL
+        return not stopped and self._made < self._policy.attempts and self._policy.when(error)
 
     def report_twins(self, ids: Sequence[str]) -> None:
         """Report that one request took effect more than once."""

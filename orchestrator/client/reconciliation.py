@@ -76,9 +76,11 @@ Plan: TypeAlias = Generator[Step, Any, T]
 class Case(Protocol):
     """One call whose outcome is uncertain: what its reconciler may ask about it."""
 
-    @property
-    def settle_s(self) -> float:
-        """Seconds between two looks."""
+    def pause_s(self, error: APIError) -> float:
+        """Seconds from the first look to the second: `settle_s`, or longer where the failure asks for it.
+
+        Infinite when they do not fit into what is left of the call's deadline.
+        """
 
     @property
     def keeps_metadata(self) -> bool:
@@ -87,11 +89,8 @@ class Case(Protocol):
     def see_metadata(self) -> None:
         """Take note that the server keeps metadata."""
 
-    def may_pause(self) -> bool:
-        """Whether `settle_s` and a look fit into what is left of the call's deadline."""
-
     def may_repeat(self, error: APIError) -> bool:
-        """Whether the policy allows one more attempt after this failure."""
+        """Whether the policy and the server allow one more attempt after this failure."""
 
     def report_twins(self, ids: Sequence[str]) -> None:
         """Report that one request took effect more than once."""
@@ -250,9 +249,10 @@ def _look(call: Call[T], error: APIError, case: Case) -> Plan[T]:
 
 
 def _pause(error: APIError, case: Case) -> Plan[None]:
-    if not case.may_pause():
+    seconds = case.pause_s(error)
+    if seconds == float("inf"):
         raise case.ambiguous(error, "the call's deadline leaves no time for a second look")
-    yield Pause(case.settle_s)
+    yield Pause(seconds)
 
 
 def _outputs(step: RunStep) -> dict[str, str | None]:

@@ -121,6 +121,10 @@ class Ledger:
             case "twice":
                 act()
                 return _send(peer, received, *act())
+            case "503 not again":
+                return _send(peer, received, 503, _error("no"), {"x-should-retry": "false"})
+            case "503 in three seconds":
+                return _send(peer, received, 503, _error("later"), {"retry-after": "3"})
             case "refused with 429":
                 return _send(peer, received, 429, _error("slow down"), {"retry-after-ms": "1"})
             case "late":

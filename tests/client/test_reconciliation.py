@@ -141,6 +141,23 @@ def test_a_deadline_too_near_for_a_second_look_says_so(kind: str) -> None:
 
 
 @both
+def test_a_server_that_wants_no_repetition_gets_none(kind: str) -> None:
+    with stage(kind, "none", "503 not again") as (driver, ledger):
+        create_run(driver, "n0")
+        with pytest.raises(AmbiguousOutcome, match="no further attempt"):
+            create_run(driver)
+    assert ledger.requests[T][1:] == ["POST 503 not again", "GET none", "GET none"]
+
+
+@both
+def test_a_server_that_names_a_time_is_not_asked_again_before(kind: str) -> None:
+    with stage(kind, "none", "503 in three seconds") as (driver, _):
+        create_run(driver, "n0")
+        create_run(driver)
+        assert driver.slept == [3.0]
+
+
+@both
 def test_a_look_is_retried_like_any_other_and_its_failure_settles_nothing(kind: str) -> None:
     with stage(kind, "hang up after", "500 before", "refused with 429") as (driver, ledger):
         assert create_run(driver).id in ledger.marked(T, "n1")
