@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
 
 from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
+from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
+from orchestrator.client.connections import AsyncConnections
 from orchestrator.client.methods import described_by
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
-from orchestrator.errors import APIError, OrchestratorClosed
+from orchestrator.client.tokens import AsyncTokens, authorized
+from orchestrator.errors import APIError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from orchestrator.client.auth import ApiKey, AuthHeader
     from orchestrator.client.call import Answer, Call, CallOptions
+    from orchestrator.client.connections import OnResponse, Verify
+    from orchestrator.client.options import AsyncClientOptions
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import AsyncEventStream
@@ -39,43 +45,6 @@ __all__ = ["AsyncThreadsClient"]
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
-
-
-class _Connections:
-    """The httpx client: made on first use, and then bound to that event loop and process."""
-
-    def __init__(self, max_connections: int, transport: httpx.AsyncBaseTransport | None) -> None:
-        self._max_connections = max_connections
-        self._transport = transport
-        self._client: httpx.AsyncClient | None = None
-        # At most one: `setdefault` lets one loop win where several come at once, and holds no lock, which a
-        # fork would copy as it stands.
-        self._owners: dict[None, tuple[int, asyncio.AbstractEventLoop]] = {}
-        self._closed = False
-
-    def client(self) -> httpx.AsyncClient:
-        if self._closed:
-            raise OrchestratorClosed("the client is closed: make a new one")
-        loop = asyncio.get_running_loop()
-        pid, owner = self._owners.setdefault(None, (os.getpid(), loop))
-        if pid != os.getpid():
-            raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
-        if owner is not loop:
-            raise RuntimeError("the client was first used on another event loop: make one for each loop")
-        if self._client is None:
-            from orchestrator.client.transport import async_client
-
-            self._client = async_client(max_connections=self._max_connections, transport=self._transport)
-        return self._client
-
-    async def aclose(self) -> None:
-        # A forked child must not touch its parent's sockets.
-        is_ours = any(pid == os.getpid() for pid, _ in self._owners.values())
-        if self._client is not None and is_ours and not self._closed:
-            client = self.client()
-            self._closed = True
-            await client.aclose()
-        self._closed = True
 
 
 def _method(
@@ -106,39 +75,56 @@ class AsyncThreadsClient:
     Made anywhere, without I/O; belongs to the event loop and process that use it first. Each method takes
     the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
     everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
-    the environment's proxies are used.
+    the environment's proxies are used, servers' certificates are verified.
 
     Args:
         base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
-        api_key: Else `OPENAI_API_KEY`; may be missing only where `base_url` is this machine.
+        api_key: Else `OPENAI_API_KEY`; may be missing only where `base_url` is this machine. A function is
+            asked for a bearer token when the first request needs one, again when a server answers 401, and
+            at no other time: a coroutine function on the client's loop, any other in a thread.
+        auth_header: What carries a key: `"authorization"`, as a bearer token, or `"api-key"`.
         organization: Else `OPENAI_ORG_ID`, if set.
         project: Else `OPENAI_PROJECT_ID`, if set.
         timeout: Seconds for one request, from waiting for a connection to the last byte of the answer; for
             a stream, until it has begun.
+        connect_timeout: The most of it for opening a connection; never more than a quarter.
         retry: How often and how patiently a call is tried.
         headers: Added to every request.
         max_connections: Streams that may be open at once; other calls have their own share beside them.
         stream_idle_s: The longest silence in an open stream, in seconds.
+        verify: A file of CA certificates to trust instead of the public ones, or an `ssl.SSLContext`, used as
+            it is.
+        proxy: Where every request goes through, such as `"http://user:password@proxy:3128"`; else what
+            `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+        on_response: Called for every answer, errors included, with the operation, the status, the headers by
+            lower-case name, and the seconds until they came; on the client's loop, so it must be quick.
+            What it raises is logged and harms nothing.
         transport: Any httpx transport, instead of our own.
         clocks: Where clocks and jitter come from.
         sleep: How a retry waits, given seconds.
 
     Raises:
         ValueError: The base URL or the key is missing, or an argument makes no sense.
+        TypeError: `on_response` is no plain function, or `verify` neither a path nor a context.
     """
 
     def __init__(
         self,
         base_url: str | None = None,
         *,
-        api_key: str | None = None,
+        api_key: ApiKey | None = None,
+        auth_header: AuthHeader = "authorization",
         organization: str | None = None,
         project: str | None = None,
         timeout: float = 60.0,
+        connect_timeout: float = 5.0,
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         max_connections: int = 1000,
         stream_idle_s: float = 45.0,
+        verify: Verify | None = None,
+        proxy: str | httpx.Proxy | None = None,
+        on_response: OnResponse | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clocks: Clocks | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -146,18 +132,52 @@ class AsyncThreadsClient:
         self._settings = Settings.read(
             base_url=base_url,
             api_key=api_key,
+            auth_header=auth_header,
+            tokens=AsyncTokens,
             organization=organization,
             project=project,
             headers=headers,
             timeout_s=timeout,
+            connect_timeout_s=connect_timeout,
             stream_idle_s=stream_idle_s,
             retry=retry or RetryPolicy(),
         )
-        self._connections = _Connections(max_connections, transport)
+        self._connections = AsyncConnections(
+            max_connections=max_connections,
+            transport=transport,
+            verify=verify,
+            proxy=proxy,
+            on_response=on_response,
+        )
         self._owns_connections = True
         self._clocks = clocks or Clocks()
         self._sleep = sleep
         self._echoing: set[str] = set()
+
+    @classmethod
+    def for_azure(
+        cls, endpoint: str, api_version: str, *, api_key: ApiKey, **options: Unpack[AsyncClientOptions]
+    ) -> Self:
+        """Return a client for a server of Azure's; the environment's key and account are not used.
+
+        Args:
+            endpoint: Azure OpenAI's, such as `"https://<resource>.openai.azure.com"`, or a Foundry project's:
+                `"https://<resource>.services.ai.azure.com/api/projects/<project>"`.
+            api_version: Sent with every request; `"v1"` for a project.
+            api_key: Azure OpenAI's key, sent as `api-key`, or a function that returns an Entra token, as
+                `azure.identity.get_bearer_token_provider` makes one. A project takes tokens only.
+            **options: As for the client itself.
+
+        Raises:
+            ValueError: The endpoint is neither, or an argument makes no sense.
+            TypeError: As for the client itself.
+        """
+        server = azure_server(endpoint, api_version)
+        if not api_key:
+            raise ValueError(f"no key for {server.base_url}: pass api_key")
+        client = cls(server.base_url, api_key=api_key, **options)
+        client._settings = client._settings.on_azure(server)
+        return client
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self._settings.base_url}>"
@@ -181,7 +201,7 @@ class AsyncThreadsClient:
         return client
 
     async def attempt(self, call: Call[T]) -> Answer[T]:
-        """Make exactly one request, whatever comes of it.
+        """Make exactly one request, whatever comes of it (two where a provider's token is refused).
 
         For callers that own their retries; the methods named after operations own theirs.
 
@@ -192,11 +212,8 @@ class AsyncThreadsClient:
         if call.streams:
             raise ValueError(f"{call.operation} streams: use attempt_stream")
         request = self._settings.request(call)
-        response, body = await self._exchange(call, request)
-        headers = dict(response.headers)
-        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
-            raise too_large(call, headers)
-        return answer(call, response.status_code, headers, bytes(body))
+        http = self._connections.client()
+        return await authorized(call, request, partial(self._answer, http, call))
 
     @asynccontextmanager
     async def attempt_stream(self, call: Call[Run]) -> AsyncIterator[AsyncEventStream]:
@@ -226,29 +243,42 @@ class AsyncThreadsClient:
     ) -> None:
         await self.aclose()
 
-    async def _exchange(self, call: Call[Any], request: Request) -> tuple[httpx.Response, bytearray]:
-        from orchestrator.client.transport import prepared, translated
+    async def _answer(self, http: httpx.AsyncClient, call: Call[T], request: Request) -> Answer[T]:
+        response, body = await self._exchange(http, call, request)
+        headers = dict(response.headers)
+        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
+            raise too_large(call, headers)
+        return answer(call, response.status_code, headers, bytes(body))
 
-        http = self._connections.client()
+    async def _exchange(
+        self, http: httpx.AsyncClient, call: Call[Any], request: Request
+    ) -> tuple[httpx.Response, bytearray]:
+        from orchestrator.client.transport import translated
+
         with translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await http.send(prepared(request, path=call.path), stream=True)
+                response = await self._connections.send(http, call, request)
                 try:
                     return response, await _read(response)
                 finally:
                     await response.aclose()
 
     async def _open(self, call: Call[Run], *, until_started: bool = False) -> AsyncEventStream:
-        from orchestrator.client.stream import AsyncEventStream
-        from orchestrator.client.transport import prepared, translated
-
         if not call.streams:
             raise ValueError(f"{call.operation} does not stream: use attempt")
         request = self._settings.request(call)
         http = self._connections.client()
+        return await authorized(call, request, partial(self._opened, http, call, until_started=until_started))
+
+    async def _opened(
+        self, http: httpx.AsyncClient, call: Call[Run], request: Request, *, until_started: bool
+    ) -> AsyncEventStream:
+        from orchestrator.client.stream import AsyncEventStream
+        from orchestrator.client.transport import translated
+
         with translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await http.send(prepared(request, path=call.path), stream=True)
+                response = await self._connections.send(http, call, request)
                 try:
                     headers = dict(response.headers)
                     if not is_success(response.status_code):

@@ -6,22 +6,24 @@ are written again here.
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import os
 import time
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
 
 from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
+from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
+from orchestrator.client.connections import BlockingConnections
 from orchestrator.client.methods import described_by
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
-from orchestrator.errors import APIError, OrchestratorClosed
+from orchestrator.client.tokens import BlockingTokens, authorized_blocking
+from orchestrator.errors import APIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from orchestrator.client.auth import ApiKey, AuthHeader
     from orchestrator.client.call import Answer, Call, CallOptions
+    from orchestrator.client.connections import OnResponse, Verify
+    from orchestrator.client.options import BlockingClientOptions
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import EventStream
@@ -40,50 +45,6 @@ __all__ = ["ThreadsClient"]
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
-
-
-class _Connections:
-    """The httpx client: made on first use, and then bound to that process."""
-
-    def __init__(self, max_connections: int, transport: httpx.BaseTransport | None) -> None:
-        self._max_connections = max_connections
-        self._transport = transport
-        # By process id. Without a lock, which a fork would copy as it stands: threads that come at once make
-        # one each, the first is kept, and the others have nothing open.
-        self._clients: dict[int, httpx.Client] = {}
-        self._closed = False
-
-    def client(self) -> httpx.Client:
-        _refuse_on_event_loop()
-        client = self._clients.get(os.getpid())
-        if client is None and not self._closed:
-            if self._clients:
-                raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
-            from orchestrator.client.transport import sync_client
-
-            made = sync_client(max_connections=self._max_connections, transport=self._transport)
-            client = self._clients.setdefault(os.getpid(), made)
-        if client is None or self._closed:
-            raise OrchestratorClosed("the client is closed: make a new one")
-        return client
-
-    def close(self) -> None:
-        self._closed = True
-        # A forked child must not touch its parent's sockets.
-        client = self._clients.get(os.getpid())
-        if client is not None:
-            client.close()
-
-
-def _refuse_on_event_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "ThreadsClient would block the event loop that runs on this thread:"
-        " use AsyncThreadsClient and await its methods"
-    )
 
 
 def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[ThreadsClient, P], T]:
@@ -113,19 +74,30 @@ class ThreadsClient:
     event loop runs: a call there is a `RuntimeError`. Each method
     takes the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
     everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
-    the environment's proxies are used.
+    the environment's proxies are used, servers' certificates are verified.
 
     Args:
         base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
-        api_key: Else `OPENAI_API_KEY`; may be missing only where `base_url` is this machine.
+        api_key: Else `OPENAI_API_KEY`; may be missing only where `base_url` is this machine. A function is
+            asked for a bearer token when the first request needs one, again when a server answers 401, and
+            at no other time, by the thread of that request, which waits for it without limit.
+        auth_header: What carries a key: `"authorization"`, as a bearer token, or `"api-key"`.
         organization: Else `OPENAI_ORG_ID`, if set.
         project: Else `OPENAI_PROJECT_ID`, if set.
         timeout: Seconds for one request, from waiting for a connection to the last byte of the answer; for
             a stream, until it has begun.
+        connect_timeout: The most of it for opening a connection; never more than a quarter.
         retry: How often and how patiently a call is tried.
         headers: Added to every request.
         max_connections: Streams that may be open at once; other calls have their own share beside them.
         stream_idle_s: The longest silence in an open stream, in seconds.
+        verify: A file of CA certificates to trust instead of the public ones, or an `ssl.SSLContext`, used as
+            it is.
+        proxy: Where every request goes through, such as `"http://user:password@proxy:3128"`; else what
+            `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+        on_response: Called for every answer, errors included, with the operation, the status, the headers by
+            lower-case name, and the seconds until they came; on the calling thread.
+            What it raises is logged and harms nothing.
         transport: Any httpx transport, instead of httpx's own; it gives each read the whole time anew, so
             that a server that drips is noticed at the first byte past the time.
         clocks: Where clocks and jitter come from.
@@ -133,20 +105,26 @@ class ThreadsClient:
 
     Raises:
         ValueError: The base URL or the key is missing, or an argument makes no sense.
+        TypeError: `api_key` or `on_response` is a coroutine function, `verify` neither path nor context.
     """
 
     def __init__(
         self,
         base_url: str | None = None,
         *,
-        api_key: str | None = None,
+        api_key: ApiKey | None = None,
+        auth_header: AuthHeader = "authorization",
         organization: str | None = None,
         project: str | None = None,
         timeout: float = 60.0,
+        connect_timeout: float = 5.0,
         retry: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
         max_connections: int = 1000,
         stream_idle_s: float = 45.0,
+        verify: Verify | None = None,
+        proxy: str | httpx.Proxy | None = None,
+        on_response: OnResponse | None = None,
         transport: httpx.BaseTransport | None = None,
         clocks: Clocks | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -154,18 +132,52 @@ class ThreadsClient:
         self._settings = Settings.read(
             base_url=base_url,
             api_key=api_key,
+            auth_header=auth_header,
+            tokens=BlockingTokens,
             organization=organization,
             project=project,
             headers=headers,
             timeout_s=timeout,
+            connect_timeout_s=connect_timeout,
             stream_idle_s=stream_idle_s,
             retry=retry or RetryPolicy(),
         )
-        self._connections = _Connections(max_connections, transport)
+        self._connections = BlockingConnections(
+            max_connections=max_connections,
+            transport=transport,
+            verify=verify,
+            proxy=proxy,
+            on_response=on_response,
+        )
         self._owns_connections = True
         self._clocks = clocks or Clocks()
         self._sleep = sleep
         self._echoing: set[str] = set()
+
+    @classmethod
+    def for_azure(
+        cls, endpoint: str, api_version: str, *, api_key: ApiKey, **options: Unpack[BlockingClientOptions]
+    ) -> Self:
+        """Return a client for a server of Azure's; the environment's key and account are not used.
+
+        Args:
+            endpoint: Azure OpenAI's, such as `"https://<resource>.openai.azure.com"`, or a Foundry project's:
+                `"https://<resource>.services.ai.azure.com/api/projects/<project>"`.
+            api_version: Sent with every request; `"v1"` for a project.
+            api_key: Azure OpenAI's key, sent as `api-key`, or a function that returns an Entra token, as
+                `azure.identity.get_bearer_token_provider` makes one. A project takes tokens only.
+            **options: As for the client itself.
+
+        Raises:
+            ValueError: The endpoint is neither, or an argument makes no sense.
+            TypeError: As for the client itself.
+        """
+        server = azure_server(endpoint, api_version)
+        if not api_key:
+            raise ValueError(f"no key for {server.base_url}: pass api_key")
+        client = cls(server.base_url, api_key=api_key, **options)
+        client._settings = client._settings.on_azure(server)
+        return client
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} for {self._settings.base_url}>"
@@ -189,7 +201,7 @@ class ThreadsClient:
         return client
 
     def attempt(self, call: Call[T]) -> Answer[T]:
-        """Make exactly one request, whatever comes of it; blocks.
+        """Make exactly one request, whatever comes of it (two where a provider's token is refused); blocks.
 
         For callers that own their retries; the methods named after operations own theirs.
 
@@ -200,11 +212,8 @@ class ThreadsClient:
         if call.streams:
             raise ValueError(f"{call.operation} streams: use attempt_stream")
         request = self._settings.request(call)
-        response, body = self._exchange(call, request)
-        headers = dict(response.headers)
-        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
-            raise too_large(call, headers)
-        return answer(call, response.status_code, headers, bytes(body))
+        http = self._connections.client()
+        return authorized_blocking(call, request, partial(self._answer, http, call))
 
     @contextmanager
     def attempt_stream(self, call: Call[Run]) -> Iterator[EventStream]:
@@ -236,31 +245,46 @@ class ThreadsClient:
     ) -> None:
         self.close()
 
-    def _exchange(self, call: Call[Any], request: Request) -> tuple[httpx.Response, bytearray]:
-        from orchestrator.client.deadline import ends_at
-        from orchestrator.client.transport import prepared, translated
+    def _answer(self, http: httpx.Client, call: Call[T], request: Request) -> Answer[T]:
+        response, body = self._exchange(http, call, request)
+        headers = dict(response.headers)
+        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
+            raise too_large(call, headers)
+        return answer(call, response.status_code, headers, bytes(body))
 
-        http = self._connections.client()
+    def _exchange(
+        self, http: httpx.Client, call: Call[Any], request: Request
+    ) -> tuple[httpx.Response, bytearray]:
+        from orchestrator.client.deadline import ends_at
+        from orchestrator.client.transport import translated
+
         ends = time.monotonic() + request.timeout_s
         with translated(method=call.method, path=call.path), ends_at(ends):
-            response = http.send(prepared(request, path=call.path), stream=True)
+            response = self._connections.send(http, call, request)
             try:
                 return response, _read(response, ends)
             finally:
                 response.close()
 
     def _open(self, call: Call[Run], *, until_started: bool = False) -> EventStream:
-        from orchestrator.client.deadline import ends_at
-        from orchestrator.client.stream import EventStream
-        from orchestrator.client.transport import prepared, translated
-
         if not call.streams:
             raise ValueError(f"{call.operation} does not stream: use attempt")
         request = self._settings.request(call)
         http = self._connections.client()
+        return authorized_blocking(
+            call, request, partial(self._opened, http, call, until_started=until_started)
+        )
+
+    def _opened(
+        self, http: httpx.Client, call: Call[Run], request: Request, *, until_started: bool
+    ) -> EventStream:
+        from orchestrator.client.deadline import ends_at
+        from orchestrator.client.stream import EventStream
+        from orchestrator.client.transport import translated
+
         ends = time.monotonic() + request.timeout_s
         with translated(method=call.method, path=call.path), ends_at(ends):
-            response = http.send(prepared(request, path=call.path), stream=True)
+            response = self._connections.send(http, call, request)
             try:
                 headers = dict(response.headers)
                 if not is_success(response.status_code):

@@ -1,24 +1,24 @@
 """Who is asking: the credentials of a request, and the headers that carry them.
 
-A secret is never part of a `repr`, a log line or an error: a value that cannot be sent is refused by name.
+A secret is never part of a `repr`, a log line, an error or a pickle: a value that cannot be sent is refused
+by name.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Literal, NoReturn, TypeAlias
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from orchestrator.client.headers import fits_header
+from orchestrator.client.tokens import AsyncTokens, BlockingTokens, TokenProvider
 
-__all__ = ["Credentials", "checked_headers"]
+__all__ = ["ApiKey", "AuthHeader", "Credentials"]
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")
+ApiKey: TypeAlias = str | TokenProvider
+"""A key, or a function that returns a bearer token: asked once, and again when a server answers 401."""
 
-# A wrong one breaks a request off halfway, and nobody knows then what the server made of it.
-_FRAMING = frozenset({"content-length", "transfer-encoding"})
+AuthHeader: TypeAlias = Literal["authorization", "api-key"]
+"""The header that carries a key; a provider's tokens are always bearer tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,8 @@ class Credentials:
     """A key and the account it is used for.
 
     Attributes:
-        api_key: Sent as a bearer token; `None` sends no `Authorization`.
+        api_key: The key, or where tokens come from; `None` sends neither.
+        auth_header: The header that carries a key, `authorization` as a bearer token.
         organization: Sent as `OpenAI-Organization`.
         project: Sent as `OpenAI-Project`.
 
@@ -34,44 +35,45 @@ class Credentials:
         ValueError: A value cannot stand in a header; the text does not repeat it.
     """
 
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | AsyncTokens | BlockingTokens | None = field(default=None, repr=False)
+    auth_header: AuthHeader = "authorization"
     organization: str | None = None
     project: str | None = None
 
     def __post_init__(self) -> None:
+        if self.auth_header not in ("authorization", "api-key"):
+            raise ValueError(f"auth_header must be 'authorization' or 'api-key', got {self.auth_header!r}")
         for name in ("api_key", "organization", "project"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value or not _VALUE.fullmatch(value)):
+            if value is None or isinstance(value, (AsyncTokens, BlockingTokens)):
+                continue
+            if not fits_header(value):
                 raise ValueError(
                     f"{name} must be text that fits into a header:"
                     " not empty, ASCII, without line breaks or spaces around it"
                 )
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: what is written somewhere is read by somebody.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a client and its credentials are not pickled: make a client where it is used")
+
+    @property
+    def tokens(self) -> AsyncTokens | BlockingTokens | None:
+        """Where the tokens come from, or `None` without a provider."""
+        return self.api_key if isinstance(self.api_key, (AsyncTokens, BlockingTokens)) else None
+
     def headers(self) -> dict[str, str]:
-        """Return the headers that carry them, by lower-case name."""
-        headers = {}
-        if self.api_key is not None:
-            headers["authorization"] = f"Bearer {self.api_key}"
+        """Return the headers that carry them, by lower-case name; a provider's token is not among them."""
+        headers: dict[str, str] = {}
+        if isinstance(self.api_key, str):
+            is_bearer = self.auth_header == "authorization"
+            headers[self.auth_header] = f"Bearer {self.api_key}" if is_bearer else self.api_key
         if self.organization is not None:
             headers["openai-organization"] = self.organization
         if self.project is not None:
             headers["openai-project"] = self.project
         return headers
-
-
-def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return headers by lower-case name.
-
-    Refused here, because the HTTP library would name the value, which may be a secret, in its error.
-
-    Raises:
-        ValueError: A name or a value cannot be sent; the text does not repeat the value.
-    """
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ValueError(f"not a header name: {name!r}")
-        if name.lower() in _FRAMING:
-            raise ValueError(f"header {name!r} says how long the body is, which only the transport knows")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):
-            raise ValueError(f"the value of header {name!r} must be ASCII text without line breaks")
-    return {name.lower(): value for name, value in headers.items()}

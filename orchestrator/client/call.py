@@ -15,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from orchestrator.client.auth import ApiKey
 from orchestrator.client.retry import NONCE_KEY, RetryPolicy
 
 if TYPE_CHECKING:
@@ -53,17 +54,18 @@ class CallOptions(TypedDict, total=False):
     """What every call takes beside its own parameters; each overrides the client's own value.
 
     Attributes:
-        api_key: Sent as a bearer token.
+        api_key: As for the client. A function's token is kept for one attempt only; `with_options` keeps
+            it.
         organization: Sent as `OpenAI-Organization`.
         project: Sent as `OpenAI-Project`.
         base_url: Where the paths begin. Another origin than the client's needs its own `api_key`, and gets
-            none of the client's own headers, organization and project.
+            none of the client's own headers, organization, project, `auth_header` and Azure's query.
         timeout: Seconds for one request.
         headers: Added to the request; names are case-insensitive, and these win.
         retry: The policy for this call.
     """
 
-    api_key: str
+    api_key: ApiKey
     organization: str
     project: str
     base_url: str

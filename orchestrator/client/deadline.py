@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpcore
 
+from orchestrator.client.sockets import holds_more
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -66,13 +68,21 @@ class PunctualBackend(httpcore.NetworkBackend):
 
 
 class _PunctualStream(httpcore.NetworkStream):
-    """A connected socket."""
+    """A connected socket that knows of leftovers, as `sockets` explains."""
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self._last = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left_s(timeout, httpcore.ReadTimeout))
+        if self._last:
+            data, self._last = self._last, b""
+            return data
+        data = self._stream.read(max_bytes, _left_s(timeout, httpcore.ReadTimeout))
+        if len(data) < 2:
+            return data
+        self._last = data[-1:]
+        return data[:-1]
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _left_s(timeout, httpcore.WriteTimeout))
@@ -87,4 +97,6 @@ class _PunctualStream(httpcore.NetworkStream):
         return _PunctualStream(self._stream.start_tls(ssl_context, server_hostname, left_s))
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return bool(self._last) or holds_more(self._stream)
         return self._stream.get_extra_info(info)

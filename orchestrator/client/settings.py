@@ -14,17 +14,20 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlencode, urlsplit
 
-from orchestrator.client.auth import Credentials, checked_headers
+from orchestrator.client.auth import Credentials
+from orchestrator.client.headers import checked_headers
 from orchestrator.client.retry import RetryPolicy
+from orchestrator.client.tokens import AsyncTokens, BlockingTokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.client.auth import ApiKey, AuthHeader
+    from orchestrator.client.azure import AzureServer
     from orchestrator.client.call import Call, CallOptions
+    from orchestrator.client.tokens import Token
 
 __all__ = ["Request", "Settings"]
-
-CONNECT_TIMEOUT_S: Final = 5.0
 
 _DOTTED: Final = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
@@ -38,10 +41,12 @@ class Request:
     Attributes:
         method: The HTTP method.
         url: The whole URL.
-        headers: By lower-case name; they hold the key.
+        headers: By lower-case name; they hold the key, but no provider's token.
         content: The body, or `None`.
         timeout_s: Seconds for all of it, or for opening it when it streams.
         extensions: For the transport: the lane, and the time for each phase.
+        tokens: Where its token comes from, or `None` when it needs none.
+        exposes_key: Whether a key or token goes unencrypted to another machine.
     """
 
     method: str
@@ -50,6 +55,13 @@ class Request:
     content: bytes | None = field(repr=False)
     timeout_s: float
     extensions: dict[str, Any]
+    tokens: AsyncTokens | BlockingTokens | None = None
+    exposes_key: bool = False
+
+    def bearing(self, token: Token, *, timeout_s: float) -> Request:
+        """Return the request with a token, to be sent within the time that is left."""
+        headers = {**self.headers, "authorization": f"Bearer {token.value}"}
+        return replace(self, headers=headers, timeout_s=timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +71,22 @@ class Settings:
     Attributes:
         base_url: Where the paths begin, without a slash at the end.
         credentials: Sent with every request.
+        tokens: What asks the token providers of this client.
+        query: Added to every request's own.
         headers: Added to every request, by lower-case name.
         timeout_s: Seconds for one request.
+        connect_timeout_s: The most of it for opening a connection.
         stream_idle_s: The longest silence in an open stream, in seconds.
         retry: The policy of calls that bring none.
     """
 
     base_url: str
     credentials: Credentials
+    tokens: type[AsyncTokens] | type[BlockingTokens] = AsyncTokens
+    query: tuple[tuple[str, str], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = 60.0
+    connect_timeout_s: float = 5.0
     stream_idle_s: float = 45.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
@@ -77,11 +95,14 @@ class Settings:
         cls,
         *,
         base_url: str | None,
-        api_key: str | None,
+        api_key: ApiKey | None,
+        auth_header: AuthHeader,
+        tokens: type[AsyncTokens] | type[BlockingTokens],
         organization: str | None,
         project: str | None,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        connect_timeout_s: float,
         stream_idle_s: float,
         retry: RetryPolicy,
     ) -> Settings:
@@ -89,6 +110,7 @@ class Settings:
 
         Raises:
             ValueError: An argument makes no sense, or the base URL or key is missing.
+            TypeError: A provider cannot be asked by `tokens`.
         """
         base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         if not base_url:
@@ -96,12 +118,15 @@ class Settings:
         settings = cls(
             base_url=_checked_url(base_url),
             credentials=Credentials(
-                api_key=api_key or os.environ.get("OPENAI_API_KEY") or None,
+                api_key=_credential(api_key or os.environ.get("OPENAI_API_KEY") or None, tokens),
+                auth_header=auth_header,
                 organization=organization or os.environ.get("OPENAI_ORG_ID") or None,
                 project=project or os.environ.get("OPENAI_PROJECT_ID") or None,
             ),
+            tokens=tokens,
             headers=checked_headers(headers or {}),
             timeout_s=_checked_seconds("timeout", timeout_s),
+            connect_timeout_s=_checked_seconds("connect_timeout", connect_timeout_s),
             stream_idle_s=_checked_seconds("stream_idle_s", stream_idle_s),
             retry=retry,
         )
@@ -117,9 +142,9 @@ class Settings:
         if not options:
             return self
         settings = self._at(options["base_url"], options) if "base_url" in options else self
-        own: dict[str, str] = {
-            name: options[name] for name in ("api_key", "organization", "project") if name in options
-        }
+        own: dict[str, Any] = {name: options[name] for name in ("organization", "project") if name in options}
+        if "api_key" in options:
+            own["api_key"] = _credential(options["api_key"], self.tokens)
         merged = replace(
             settings,
             credentials=replace(settings.credentials, **own),
@@ -129,6 +154,11 @@ class Settings:
         )
         merged.require_key()
         return merged
+
+    def on_azure(self, server: AzureServer) -> Settings:
+        """Return these settings for a server of Azure's: no other account goes there, whatever was set."""
+        credentials = Credentials(api_key=self.credentials.api_key, auth_header=server.auth_header)
+        return replace(self, base_url=server.base_url, credentials=credentials, query=server.query)
 
     def request(self, call: Call[Any]) -> Request:
         """Return the request that a call becomes.
@@ -142,18 +172,25 @@ class Settings:
         # altogether was sent, and one that was not says so with an error of its own.
         phases = {
             "pool": settings.timeout_s / 2,
-            "connect": min(CONNECT_TIMEOUT_S, settings.timeout_s / 4),
+            "connect": min(settings.connect_timeout_s, settings.timeout_s / 4),
             "write": settings.timeout_s,
             "read": read_s,
         }
-        query = f"?{urlencode(call.query)}" if call.query else ""
+        pairs = (*call.query, *settings.query)
+        query = f"?{urlencode(pairs)}" if pairs else ""
+        headers = settings.headers_for(call)
+        # A header of the user's own stands over the provider.
+        tokens = settings.credentials.tokens if "authorization" not in headers else None
+        has_key = tokens is not None or "authorization" in headers or "api-key" in headers
         return Request(
             method=call.method,
             url=f"{settings.base_url}{call.path}{query}",
-            headers=settings.headers_for(call),
+            headers=headers,
             content=call.body,
             timeout_s=settings.timeout_s,
             extensions={"timeout": phases, "lane": call.lane},
+            tokens=tokens,
+            exposes_key=has_key and _is_exposed(settings.base_url),
         )
 
     def headers_for(self, call: Call[Any]) -> dict[str, str]:
@@ -179,7 +216,7 @@ class Settings:
             raise ValueError(
                 f"base_url {base_url} is another server than {self.base_url}: pass the api_key for it too"
             )
-        return replace(self, base_url=base_url, credentials=Credentials(), headers={})
+        return replace(self, base_url=base_url, credentials=Credentials(), headers={}, query=())
 
     def require_key(self) -> None:
         """Refuse to go on without a key, except to this machine.
@@ -189,6 +226,12 @@ class Settings:
         """
         if self.credentials.api_key is None and not _is_loopback(self.base_url):
             raise ValueError(f"no key for {self.base_url}: pass api_key or set OPENAI_API_KEY")
+
+
+def _credential(
+    api_key: ApiKey | None, tokens: type[AsyncTokens] | type[BlockingTokens]
+) -> str | AsyncTokens | BlockingTokens | None:
+    return tokens(api_key) if callable(api_key) else api_key
 
 
 def _checked_url(base_url: str) -> str:
@@ -229,6 +272,10 @@ def _is_loopback(base_url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_exposed(base_url: str) -> bool:
+    return urlsplit(base_url).scheme == "http" and not _is_loopback(base_url)
 
 
 def _checked_seconds(name: str, value: float) -> float:

@@ -24,7 +24,8 @@ from faulty_server import (
     stall,
 )
 
-from orchestrator.client.transport import LanePool, async_client, lanes, was_sent
+from orchestrator.client.pool import LanePool, lanes
+from orchestrator.client.transport import async_client, was_sent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -49,6 +49,8 @@ HEAVY = {"alembic", "celery", "griffe", "httpcore", "httpx", "pydantic", "rich",
 HEAVY |= {"structlog", "tenacity", "typer", "uvicorn", "uvloop", "yaml"}
 HEAVY_ALLOWED = {
     "client.deadline": {"httpcore"},
+    "client.pool": {"httpcore"},
+    "client.sockets": {"httpcore"},
     "client.transport": {"httpcore", "httpx"},
     "tools.schema": {"pydantic"},
     "tools.arguments": {"pydantic"},

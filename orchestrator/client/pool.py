@@ -1,0 +1,292 @@
+"""Who may use a connection: lanes for both clients, and a constant-time pool for the asynchronous one.
+
+httpcore's own pool looks at every idle connection for every request, several times over; at a thousand
+open streams that costs more than all the rest. Here a request costs the same beside one stream or
+thousands: idle connections wait on a stack per origin, and each lane is a semaphore. The blocking client,
+whose requests cost a thread each, keeps httpcore's pool behind the same lanes. The connections themselves,
+TLS, proxies, timeouts and exceptions stay httpcore's, so that a `ConnectError` still means what it says.
+
+Imported on first use, because it imports httpcore. Asyncio only; a `LanePool` belongs to the loop it is used
+on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, defaultdict, deque
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpcore
+
+from orchestrator.client.deadline import PunctualBackend
+from orchestrator.client.sockets import TidyBackend
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from httpcore import AsyncConnectionInterface
+
+__all__ = ["BlockingLanePool", "LanePool", "lanes"]
+
+
+def lanes(max_connections: int) -> dict[str, int]:
+    """Return how many requests each lane may have open at once.
+
+    Args:
+        max_connections: Open streams; control calls and cancels have their own share beside them.
+    """
+    return {
+        "stream": max_connections,
+        "control": max(8, max_connections // 4),
+        "cancel": max(4, max_connections // 10),
+    }
+
+
+_Origin: TypeAlias = tuple[bytes, bytes, int]
+
+
+class LanePool(httpcore.AsyncConnectionPool):
+    """A pool whose requests cost the same, however many connections are open or idle.
+
+    A request waits for a permit of its lane (extension `"lane"`; `"control"` without one), takes the
+    connection of its origin that was used last or opens one, and holds both until its answer is closed.
+    Idle connections leave the stack when their time is over or their peer hung up: the newest is looked at
+    when it is taken, the oldest whenever another comes back, so that none is forgotten.
+
+    Args:
+        stock: The pool that knows how to connect, through a proxy if need be.
+        permits: A semaphore for each lane, shared by the pools of one client.
+    """
+
+    def __init__(self, stock: httpcore.AsyncConnectionPool, permits: Mapping[str, asyncio.Semaphore]) -> None:
+        super().__init__()
+        stock._network_backend = TidyBackend(stock._network_backend)  # noqa: SLF001 - the seam, again
+        self._stock = stock
+        self._permits = permits
+        self._idle: defaultdict[_Origin, deque[AsyncConnectionInterface]] = defaultdict(deque)
+        self._ages: OrderedDict[AsyncConnectionInterface, _Origin] = OrderedDict()
+        self._active: set[AsyncConnectionInterface] = set()
+        self._shut = False
+
+    def create_connection(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
+        """Return a connection that will be opened by its first request."""
+        return self._stock.create_connection(origin)
+
+    @property
+    def connections(self) -> list[AsyncConnectionInterface]:
+        """The connections that are open, idle ones first."""
+        return [*self._ages, *self._active]
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request; the answer's stream must be closed, as httpx does.
+
+        Raises:
+            httpcore.PoolTimeout: The lane was full for too long; nothing was sent.
+        """
+        if request.url.scheme not in (b"http", b"https"):
+            raise httpcore.UnsupportedProtocol(f"not http or https: {request.url.scheme.decode()!r}")
+        permit = self._permits[request.extensions.get("lane", "control")]
+        await _acquire(permit, request.extensions.get("timeout", {}).get("pool"))
+        try:
+            connection, response = await self._send(request)
+        except BaseException:
+            permit.release()
+            raise
+        lent = _LentStream(self, connection, _key(request.url.origin), permit, response.stream)
+        return httpcore.Response(
+            response.status, headers=response.headers, content=lent, extensions=response.extensions
+        )
+
+    async def _send(self, request: httpcore.Request) -> tuple[AsyncConnectionInterface, httpcore.Response]:
+        while True:
+            connection = await self._take(request.url.origin)
+            try:
+                return connection, await connection.handle_async_request(request)
+            except httpcore.ConnectionNotAvailable:
+                await self._discard(connection)
+            except BaseException:
+                await self._discard(connection)
+                raise
+
+    async def _take(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
+        if self._shut:
+            raise httpcore.ConnectError("the pool is closed")
+        while stack := self._idle.get(_key(origin)):
+            connection = stack.pop()
+            del self._ages[connection]
+            if not connection.has_expired():
+                break
+            await connection.aclose()
+        else:
+            connection = self.create_connection(origin)
+        self._active.add(connection)
+        return connection
+
+    async def give_back(
+        self, connection: AsyncConnectionInterface, origin: _Origin, permit: asyncio.Semaphore
+    ) -> None:
+        """Take back a connection and the permit it was used under, once."""
+        try:
+            if connection.is_idle() and not self._shut:
+                self._active.discard(connection)
+                self._idle[origin].append(connection)
+                self._ages[connection] = origin
+            else:
+                await self._discard(connection)
+        finally:
+            permit.release()
+        await self._close_oldest()
+
+    async def _close_oldest(self) -> None:
+        oldest = next(iter(self._ages), None)
+        if oldest is None or not oldest.has_expired():
+            return
+        # The oldest of all is the oldest of its origin: stacks grow in the order of their ages.
+        origin = self._ages.pop(oldest)
+        self._idle[origin].popleft()
+        if not self._idle[origin]:
+            del self._idle[origin]
+        await oldest.aclose()
+
+    async def _discard(self, connection: AsyncConnectionInterface) -> None:
+        self._active.discard(connection)
+        await connection.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection, used ones too; what still comes back is closed then."""
+        self._shut = True
+        connections = self.connections
+        self._idle.clear()
+        self._ages.clear()
+        self._active.clear()
+        # The stack closes each of them, also when the one who closes is cancelled on the way.
+        async with AsyncExitStack() as stack:
+            for connection in connections:
+                stack.push_async_callback(connection.aclose)
+
+
+class _LentStream:
+    """An answer's body, and with it the connection: whichever way it ends, both go back exactly once."""
+
+    def __init__(
+        self,
+        pool: LanePool,
+        connection: AsyncConnectionInterface,
+        origin: _Origin,
+        permit: asyncio.Semaphore,
+        body: Any,
+    ) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._origin = origin
+        self._permit = permit
+        self._body = body
+        self._returned = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._body:
+                yield part
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        if self._returned:
+            return
+        self._returned = True
+        try:
+            await self._body.aclose()
+        finally:
+            await self._pool.give_back(self._connection, self._origin, self._permit)
+
+
+class BlockingLanePool(httpcore.ConnectionPool):
+    """A pool whose requests wait for a permit of their lane (extension `"lane"`), and for nothing else.
+
+    Args:
+        stock: The pool that keeps the connections; at least as large as all lanes together.
+        permits: A semaphore for each lane, shared by the pools of one client.
+    """
+
+    def __init__(self, stock: httpcore.ConnectionPool, permits: Mapping[str, threading.Semaphore]) -> None:
+        super().__init__()
+        stock._network_backend = PunctualBackend(stock._network_backend)  # noqa: SLF001 - the seam, again
+        self._stock = stock
+        self._permits = permits
+        self._shut = False
+
+    @property
+    def connections(self) -> list[httpcore.ConnectionInterface]:
+        """The connections that are open."""
+        return self._stock.connections
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request; the answer's stream must be closed, as httpx does.
+
+        Raises:
+            httpcore.PoolTimeout: The lane was full for too long; nothing was sent.
+        """
+        permit = self._permits[request.extensions.get("lane", "control")]
+        wait_s = request.extensions.get("timeout", {}).get("pool")
+        if not permit.acquire(timeout=wait_s):
+            raise httpcore.PoolTimeout(f"no connection was free for {wait_s} s")
+        try:
+            if self._shut:
+                raise httpcore.ConnectError("the pool is closed")
+            response = self._stock.handle_request(request)
+        except BaseException:
+            permit.release()
+            raise
+        lent = _PermittedStream(response.stream, permit)
+        return httpcore.Response(
+            response.status, headers=response.headers, content=lent, extensions=response.extensions
+        )
+
+    def close(self) -> None:
+        """Close every connection, used ones too; who waits for a permit is refused."""
+        self._shut = True
+        self._stock.close()
+
+
+class _PermittedStream:
+    """An answer's body, and with it the permit: whichever way it ends, it goes back exactly once."""
+
+    def __init__(self, body: Any, permit: threading.Semaphore) -> None:
+        self._body = body
+        self._permit = permit
+        self._returned = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._body
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._returned:
+            return
+        self._returned = True
+        try:
+            self._body.close()
+        finally:
+            self._permit.release()
+
+
+def _key(origin: httpcore.Origin) -> _Origin:
+    """Return an origin as something that can be hashed."""
+    return origin.scheme, origin.host, origin.port
+
+
+async def _acquire(permit: asyncio.Semaphore, timeout_s: float | None) -> None:
+    if not permit.locked():
+        await permit.acquire()
+        return
+    try:
+        async with asyncio.timeout(timeout_s):
+            await permit.acquire()
+    except TimeoutError:
+        raise httpcore.PoolTimeout(f"no connection was free for {timeout_s} s") from None

@@ -1,0 +1,85 @@
+"""The asynchronous client's sockets, and what may be left in one when an answer is complete.
+
+Bytes after a complete answer would be taken for the answer to the next request. They arrive with the
+answer's own last bytes, and httpcore's connection keeps them where nobody sees them. So the last byte of
+everything that was read is held back until it is asked for: an answer that is complete without it was not
+all that came, and its socket says that it is readable, which an idle connection must not be. httpcore closes
+such a connection before it sends anything.
+
+Imported on first use, because it imports httpcore.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import httpcore
+
+__all__ = ["TidyBackend", "holds_more"]
+
+
+def holds_more(stream: httpcore.AsyncNetworkStream | httpcore.NetworkStream) -> bool:
+    """Say whether something was received, or the end of it, that nobody has read.
+
+    Args:
+        stream: An idle one, which is not read again if this is true.
+    """
+    if stream.get_extra_info("is_readable"):
+        return True
+    tls = stream.get_extra_info("ssl_object")
+    if not isinstance(tls, ssl.SSLObject):
+        return False
+    # TLS between memory buffers: a record may have left the socket and not been decrypted yet.
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError:
+        return True
+    return True
+
+
+class TidyBackend(httpcore.AsyncNetworkBackend):
+    """Connects as another does; a cancelled TLS handshake leaves nothing open, and leftovers are known."""
+
+    def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
+        self._backend = backend
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        """Connect; what comes back is as tidy."""
+        return _TidyStream(await self._backend.connect_tcp(*args, **kwargs))
+
+
+class _TidyStream(httpcore.AsyncNetworkStream):
+    """A connected socket; writing and closing go straight to the stream it stands for."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._last = b""
+        # Bound here, so that they cost no further call.
+        self._read = stream.read
+        self.write = stream.write  # type: ignore[method-assign]
+        self.aclose = stream.aclose  # type: ignore[method-assign]
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - httpcore's signature
+        if self._last:
+            data, self._last = self._last, b""
+            return data
+        data = await self._read(max_bytes, timeout)
+        if len(data) < 2:
+            return data
+        self._last = data[-1:]
+        return data[:-1]
+
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        try:
+            return _TidyStream(await self._stream.start_tls(*args, **kwargs))
+        except BaseException:
+            await self._stream.aclose()
+            raise
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return bool(self._last) or holds_more(self._stream)
+        return self._stream.get_extra_info(info)
