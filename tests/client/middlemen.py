@@ -1,24 +1,23 @@
 """What may stand between a client and a server: a proxy, and TLS in front of a server that has none.
 
-Real ones, on loopback, in a thread of their own. They know no host but those they are told of, which is what
-lets a test ask for a name that exists nowhere.
+Real ones, on loopback, with a thread for each connection. They know no host but those they are told of, which
+is what lets a test ask for a name that exists nowhere.
 """
 
 from __future__ import annotations
 
-import asyncio
+import select
+import socket
+import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from faulty_server import PATIENCE_S
 
-if TYPE_CHECKING:
-    import ssl
-
-Handle: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Handle: TypeAlias = Callable[[socket.socket], None]
 
 
 def port_of(url: str) -> int:
@@ -27,67 +26,58 @@ def port_of(url: str) -> int:
 
 @contextmanager
 def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """Serve connections in a thread until the end of `with`; gives the port."""
-    started: list[int] = []
-    ready, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
+    """Serve connections in threads until the end of `with`; gives the port."""
+    threads: list[threading.Thread] = []
+    ending = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            await handle(reader, writer)
-        writer.close()
+    def start(target: Callable[..., None], *args: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=args, name="middleman")
+        threads.append(thread)
+        thread.start()
 
-    async def main() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
-        started.append(server.sockets[0].getsockname()[1])
-        ready.set()
-        await stop.wait()
-        server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def serve(accepted: socket.socket) -> None:
+        # A client that breaks off, within the handshake too, is within its rights.
+        with suppress(OSError), ExitStack() as closing:
+            sock = closing.enter_context(accepted)
+            if tls is not None:
+                sock = closing.enter_context(tls.wrap_socket(sock, server_side=True))
+            handle(sock)
 
-    def run() -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(main())
+    def accept() -> None:
+        while not ending.is_set():
+            if select.select([listener], [], [], 0.01)[0]:
+                start(serve, listener.accept()[0])
 
-    thread = threading.Thread(target=run, name="middleman")
-    thread.start()
+    start(accept)
     try:
-        assert ready.wait(PATIENCE_S)
-        yield started[0]
+        yield listener.getsockname()[1]
     finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(PATIENCE_S)
-    assert not thread.is_alive()
+        ending.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        listener.close()
+    assert not any(thread.is_alive() for thread in threads)
 
 
-async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, first: bytes) -> None:
-    upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", port)
-    upstream.write(first)
-
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await source.read(65536):
-                sink.write(data)
-                await sink.drain()
-        sink.close()
-
-    try:
-        await asyncio.gather(pump(reader, upstream), pump(upstream_reader, writer))
-    finally:
-        upstream.close()
+def relay(client: socket.socket, port: int, first: bytes = b"") -> None:
+    """Pass on what either side says, until one of them closes."""
+    with socket.create_connection(("127.0.0.1", port)) as server:
+        server.sendall(first)
+        others = {client: server, server: client}
+        while True:
+            decrypted = isinstance(client, ssl.SSLSocket) and client.pending()
+            for source in [client] if decrypted else select.select(list(others), [], [])[0]:
+                data = source.recv(65536)
+                if not data:
+                    return
+                others[source].sendall(data)
 
 
 @contextmanager
 def tls_front(url: str, tls: ssl.SSLContext) -> Iterator[int]:
     """Accept TLS on a port, and pass on to a server what it protected."""
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await relay(reader, writer, port_of(url), b"")
-
-    with listening(handle, tls) as port:
+    with listening(lambda client: relay(client, port_of(url)), tls) as port:
         yield port
 
 
@@ -111,22 +101,27 @@ def proxying(hosts: Mapping[str, int], tls: ssl.SSLContext | None = None) -> Ite
     """Forward requests and open tunnels to the hosts that it knows; 502 for any other."""
     proxy = Proxy()
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+    def handle(client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = client.recv(65536)
+            if not data:
+                return
+            head += data
         lines = head.decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ")
-        fields = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        fields = dict(line.split(": ", 1) for line in lines[1:] if line)
         proxy.requests.append(f"{method} {target}")
-        proxy.credentials.append(fields.get("proxy-authorization"))
+        proxy.credentials.append(fields.get("Proxy-Authorization"))
         host = target.removeprefix("http://").partition("/")[0]
         port = hosts.get(host.removesuffix(":443"))
         if port is None:
-            writer.write(b"HTTP/1.1 502 Unknown\r\ncontent-length: 0\r\n\r\n")
+            client.sendall(b"HTTP/1.1 502 Unknown\r\ncontent-length: 0\r\n\r\n")
         elif method == "CONNECT":
-            writer.write(b"HTTP/1.1 200 Established\r\n\r\n")
-            await relay(reader, writer, port, b"")
+            client.sendall(b"HTTP/1.1 200 Established\r\n\r\n")
+            relay(client, port)
         else:
-            await relay(reader, writer, port, head)
+            relay(client, port, head)
 
     with listening(handle, tls) as port:
         proxy.port = port
