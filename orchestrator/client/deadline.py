@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpcore
 
-from orchestrator.client.sockets import holds_more
+from orchestrator.client.sockets import undecrypted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,6 +73,7 @@ class _PunctualStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
         self._last = b""
+        self._tls = stream.get_extra_info("ssl_object")
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._last:
@@ -98,5 +99,5 @@ class _PunctualStream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            return bool(self._last) or holds_more(self._stream)
+            return bool(self._last or self._stream.get_extra_info(info)) or undecrypted(self._tls)
         return self._stream.get_extra_info(info)

@@ -16,21 +16,18 @@ from typing import Any
 
 import httpcore
 
-__all__ = ["TidyBackend", "holds_more"]
+__all__ = ["TidyBackend", "undecrypted"]
 
 
-def holds_more(stream: httpcore.AsyncNetworkStream | httpcore.NetworkStream) -> bool:
-    """Say whether something was received, or the end of it, that nobody has read.
+def undecrypted(tls: object) -> bool:
+    """Say whether TLS between memory buffers holds what left its socket and was not read yet.
 
     Args:
-        stream: An idle one, which is not read again if this is true.
+        tls: The `ssl_object` of an idle stream, which is not read again if this is true; of other kinds, that
+            read no more from their socket than they were asked for, or `None`.
     """
-    if stream.get_extra_info("is_readable"):
-        return True
-    tls = stream.get_extra_info("ssl_object")
     if not isinstance(tls, ssl.SSLObject):
         return False
-    # TLS between memory buffers: a record may have left the socket and not been decrypted yet.
     try:
         tls.read(1)
     except ssl.SSLWantReadError:
@@ -57,6 +54,7 @@ class _TidyStream(httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
         self._last = b""
+        self._tls = stream.get_extra_info("ssl_object")
         # Bound here, so that they cost no further call.
         self._read = stream.read
         self.write = stream.write  # type: ignore[method-assign]
@@ -81,5 +79,5 @@ class _TidyStream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            return bool(self._last) or holds_more(self._stream)
+            return bool(self._last or self._stream.get_extra_info(info)) or undecrypted(self._tls)
         return self._stream.get_extra_info(info)
