@@ -5,6 +5,7 @@ from orchestrator.client._sync import ThreadsClient
 from orchestrator.client.attempts import Clocks
 from orchestrator.client.auth import ApiKey
 from orchestrator.client.call import Answer, Call, CallOptions
+from orchestrator.client.consumer import StreamTo
 from orchestrator.client.retry import NO_RETRIES, RetryPolicy, When, when_error, when_status
 from orchestrator.client.stream import AsyncEventStream, EventStream
 
@@ -19,6 +20,7 @@ __all__ = [
     "Clocks",
     "EventStream",
     "RetryPolicy",
+    "StreamTo",
     "ThreadsClient",
     "When",
     "when_error",

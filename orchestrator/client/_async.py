@@ -19,6 +19,7 @@ from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
 from orchestrator.client.connections import AsyncConnections
 from orchestrator.client.methods import described_by
+from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
@@ -38,13 +39,14 @@ if TYPE_CHECKING:
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import AsyncEventStream
-    from orchestrator.protocol.objects import Run
+    from orchestrator.protocol.objects import Page, Run
 
 __all__ = ["AsyncThreadsClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
+L = TypeVar("L", bound=Listed)
 
 
 def _method(
@@ -53,6 +55,16 @@ def _method(
     @described_by(build)
     async def method(self: AsyncThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._perform(build(*args, **kwargs))
+
+    return method
+
+
+def _iter_method(
+    build: Callable[P, Call[Page[L]]],
+) -> Callable[Concatenate[AsyncThreadsClient, P], AsyncIterator[L]]:
+    @described_by(build, iterated=True)
+    def method(self: AsyncThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[L]:
+        return self._iterate(Pager(build(*args, **kwargs)))
 
     return method
 
@@ -74,8 +86,8 @@ class AsyncThreadsClient:
 
     Made anywhere, without I/O; belongs to the event loop and process that use it first. Each method takes
     the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
-    everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
-    the environment's proxies are used, servers' certificates are verified.
+    everything else by keyword, `CallOptions` included; `iter_…` takes those of `list_…`. Redirects are not
+    followed, cookies are not kept, the environment's proxies are used, servers' certificates are verified.
 
     Args:
         base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
@@ -297,6 +309,11 @@ class AsyncThreadsClient:
         attempts.learn(value)
         return value
 
+    async def _iterate(self, pager: Pager[L]) -> AsyncIterator[L]:
+        while (call := pager.next()) is not None:
+            for one in pager.take(await self._perform(call)):
+                yield one
+
     @asynccontextmanager
     async def _stream(self, call: Call[Run]) -> AsyncIterator[AsyncEventStream]:
         from orchestrator.client.stream import AsyncEventStream
@@ -363,6 +380,7 @@ class AsyncThreadsClient:
     modify_assistant = _method(endpoints.modify_assistant)
     delete_assistant = _method(endpoints.delete_assistant)
     list_assistants = _method(endpoints.list_assistants)
+    iter_assistants = _iter_method(endpoints.list_assistants)
 
     create_thread = _method(endpoints.create_thread)
     get_thread = _method(endpoints.get_thread)
@@ -374,6 +392,7 @@ class AsyncThreadsClient:
     modify_message = _method(endpoints.modify_message)
     delete_message = _method(endpoints.delete_message)
     list_messages = _method(endpoints.list_messages)
+    iter_messages = _iter_method(endpoints.list_messages)
 
     create_run = _method(endpoints.create_run)
     create_thread_and_run = _method(endpoints.create_thread_and_run)
@@ -381,10 +400,12 @@ class AsyncThreadsClient:
     modify_run = _method(endpoints.modify_run)
     cancel_run = _method(endpoints.cancel_run)
     list_runs = _method(endpoints.list_runs)
+    iter_runs = _iter_method(endpoints.list_runs)
     submit_tool_outputs = _method(endpoints.submit_tool_outputs)
 
     get_run_step = _method(endpoints.get_run_step)
     list_run_steps = _method(endpoints.list_run_steps)
+    iter_run_steps = _iter_method(endpoints.list_run_steps)
 
     stream_run = _stream_method(endpoints.stream_run)
     stream_thread_and_run = _stream_method(endpoints.stream_thread_and_run)
@@ -395,6 +416,8 @@ class AsyncThreadsClient:
 async def _closing(stream: AsyncEventStream) -> AsyncIterator[None]:
     try:
         yield
+        if stream.is_told:
+            await stream.until_done()
     except BaseException:
         await stream.aclose()
         raise

@@ -19,6 +19,7 @@ from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
 from orchestrator.client.connections import BlockingConnections
 from orchestrator.client.methods import described_by
+from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
@@ -38,19 +39,30 @@ if TYPE_CHECKING:
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import EventStream
-    from orchestrator.protocol.objects import Run
+    from orchestrator.protocol.objects import Page, Run
 
 __all__ = ["ThreadsClient"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
+L = TypeVar("L", bound=Listed)
 
 
 def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[ThreadsClient, P], T]:
     @described_by(build)
     def method(self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._perform(build(*args, **kwargs))
+
+    return method
+
+
+def _iter_method(
+    build: Callable[P, Call[Page[L]]],
+) -> Callable[Concatenate[ThreadsClient, P], Iterator[L]]:
+    @described_by(build, iterated=True)
+    def method(self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[L]:
+        return self._iterate(Pager(build(*args, **kwargs)))
 
     return method
 
@@ -71,10 +83,8 @@ class ThreadsClient:
     """Every operation of the protocol, blocking, retried by a policy.
 
     Made anywhere, without I/O; may be used by any threads of the process that uses it first, save where an
-    event loop runs: a call there is a `RuntimeError`. Each method
-    takes the arguments of the function of its name in `orchestrator.client.endpoints`, ids by position and
-    everything else by keyword, `CallOptions` included. Redirects are not followed, cookies are not kept,
-    the environment's proxies are used, servers' certificates are verified.
+    everything else by keyword, `CallOptions` included; `iter_…` takes those of `list_…`. Redirects are not
+    followed, cookies are not kept, the environment's proxies are used, servers' certificates are verified.
 
     Args:
         base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
@@ -224,10 +234,8 @@ class ThreadsClient:
             ValueError: The call does not stream, or its options make no sense.
         """
         stream = self._open(call)
-        try:
+        with _closing(stream):
             yield stream
-        finally:
-            stream.close()
 
     def close(self) -> None:
         """Close the connections, those in use too. A client from `with_options` closes nothing."""
@@ -303,6 +311,10 @@ class ThreadsClient:
         attempts.learn(value)
         return value
 
+    def _iterate(self, pager: Pager[L]) -> Iterator[L]:
+        while (call := pager.next()) is not None:
+            yield from pager.take(self._perform(call))
+
     @contextmanager
     def _stream(self, call: Call[Run]) -> Iterator[EventStream]:
         from orchestrator.client.stream import EventStream
@@ -311,16 +323,14 @@ class ThreadsClient:
         outcome = self._settled(attempts, self._started)
         stream = outcome if isinstance(outcome, EventStream) else EventStream.of(call, outcome)
         attempts.learn(stream.upcoming_run)
-        try:
+        with _closing(stream):
             yield stream
-        finally:
-            stream.close()
 
     def _attempts(self, call: Call[T]) -> Attempts[T]:
         return Attempts(call, self._settings, self._clocks, echoing=self._echoing)
 
     def _value(self, call: Call[T]) -> T:
-        return (self.attempt(call)).value
+        return self.attempt(call).value
 
     def _started(self, call: Call[Run]) -> EventStream:
         return self._open(call, until_started=True)
@@ -365,6 +375,7 @@ class ThreadsClient:
     modify_assistant = _method(endpoints.modify_assistant)
     delete_assistant = _method(endpoints.delete_assistant)
     list_assistants = _method(endpoints.list_assistants)
+    iter_assistants = _iter_method(endpoints.list_assistants)
 
     create_thread = _method(endpoints.create_thread)
     get_thread = _method(endpoints.get_thread)
@@ -376,6 +387,7 @@ class ThreadsClient:
     modify_message = _method(endpoints.modify_message)
     delete_message = _method(endpoints.delete_message)
     list_messages = _method(endpoints.list_messages)
+    iter_messages = _iter_method(endpoints.list_messages)
 
     create_run = _method(endpoints.create_run)
     create_thread_and_run = _method(endpoints.create_thread_and_run)
@@ -383,14 +395,26 @@ class ThreadsClient:
     modify_run = _method(endpoints.modify_run)
     cancel_run = _method(endpoints.cancel_run)
     list_runs = _method(endpoints.list_runs)
+    iter_runs = _iter_method(endpoints.list_runs)
     submit_tool_outputs = _method(endpoints.submit_tool_outputs)
 
     get_run_step = _method(endpoints.get_run_step)
     list_run_steps = _method(endpoints.list_run_steps)
+    iter_run_steps = _iter_method(endpoints.list_run_steps)
 
     stream_run = _stream_method(endpoints.stream_run)
     stream_thread_and_run = _stream_method(endpoints.stream_thread_and_run)
     stream_tool_outputs = _stream_method(endpoints.stream_tool_outputs)
+
+
+@contextmanager
+def _closing(stream: EventStream) -> Iterator[None]:
+    try:
+        yield
+        if stream.is_told:
+            stream.until_done()
+    finally:
+        stream.close()
 
 
 def _read(response: httpx.Response, ends: float) -> bytearray:

@@ -16,7 +16,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client.auth import ApiKey
+from orchestrator.client.consumer import StreamTo, teller
 from orchestrator.client.retry import NONCE_KEY, RetryPolicy
+from orchestrator.protocol.events import StreamEvent
 
 if TYPE_CHECKING:
     from orchestrator.client.reconciliation import Reconciler
@@ -93,6 +95,7 @@ class Call(Generic[T]):
         nonce: The value that marks what it creates, or `None`.
         if_gone: What a repeated delete answers when the first one has done its work already, or `None`.
         reconciler: Finds out what became of it when its answer was lost, or `None` where nothing can.
+        tell: Is told each event of a stream as it is read, or `None`.
         options: The caller's own settings for this call; may hold a key.
     """
 
@@ -109,6 +112,7 @@ class Call(Generic[T]):
     nonce: str | None = None
     if_gone: T | None = None
     reconciler: Reconciler[T] | None = None
+    tell: Callable[[StreamEvent], object] | None = None
     options: CallOptions = field(default_factory=CallOptions, repr=False)
 
 
@@ -237,13 +241,24 @@ def with_nonce(metadata: Metadata, nonce: str | UnsetType) -> Metadata:
     return {**pairs, NONCE_KEY: nonce}
 
 
-def streaming(call: Call[T], operation: str) -> Call[T]:
+def streaming(call: Call[T], operation: str, stream_to: StreamTo | None) -> Call[T]:
     """Return the call that asks for the same work, answered by an event stream.
 
     Args:
         call: A call with a body.
         operation: The streaming operation's name.
+        stream_to: Told every event, or `None`.
+
+    Raises:
+        TypeError: `stream_to` cannot be told anything.
     """
     fields = msgspec.json.decode(cast("bytes", call.body), type=dict[str, msgspec.Raw])
     streamed: dict[str, Any] = {**fields, "stream": True}
-    return replace(call, operation=operation, body=msgspec.json.encode(streamed), streams=True, lane="stream")
+    return replace(
+        call,
+        operation=operation,
+        body=msgspec.json.encode(streamed),
+        streams=True,
+        lane="stream",
+        tell=None if stream_to is None else teller(stream_to),
+    )

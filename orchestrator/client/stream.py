@@ -16,6 +16,7 @@ import msgspec
 
 from orchestrator.client.answers import MAX_ANSWER_BYTES, answer, too_large
 from orchestrator.client.call import poll_after_s
+from orchestrator.client.consumer import Consumer
 from orchestrator.errors import APIConnectionError, APIResponseError
 from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent, StreamEvent, decode_event
 from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
@@ -42,6 +43,7 @@ class _Events:
         self.headers = headers
         self.ready: deque[StreamEvent] = deque()
         self.is_done = False
+        self.consumer = None if call.tell is None else Consumer(call.tell, call.operation)
         self._status = status
         self._decoder = SSEDecoder()
         # A server that cannot stream answers the same request with the run itself.
@@ -67,9 +69,18 @@ class _Events:
             self.ready.append(RunEvent(event=f"thread.run.{run.status}", data=run, run_id=run.id))
             self._json = None
 
-    def pop(self) -> StreamEvent:
+    def pop(self) -> StreamEvent | None:
+        """Take the next event out, or `None` when there is none or `done` was taken."""
+        if self.is_done or not self.ready:
+            return None
         event = self.ready.popleft()
         self.is_done = isinstance(event, DoneEvent)
+        return event
+
+    def hand_out(self, event: StreamEvent) -> StreamEvent:
+        """Return an event that leaves the stream for good, once it was told."""
+        if self.consumer is not None:
+            self.consumer.tell(event)
         return event
 
     def error(self, message: str) -> APIResponseError:
@@ -133,6 +144,15 @@ class _Stream:
         """The run of the first run event that has arrived and was not iterated yet, or `None`."""
         return next((event.data for event in self._events.ready if isinstance(event, RunEvent)), None)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether somebody is told the events, who would miss those that are not read."""
+        return self._events.consumer is not None
+
+    def _drop(self) -> None:
+        self._ended = True
+        self._events.ready.clear()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._events.call.operation}, request {self.request_id}>"
 
@@ -140,7 +160,8 @@ class _Stream:
 class AsyncEventStream(_Stream):
     """The events of one answer, to be iterated once, on the loop that opened it.
 
-    Iteration ends after `done` or when the server ends the answer.
+    Iteration ends after `done` or when the server ends the answer. With `stream_to`, each event is told on
+    its way out, and leaving the `with` block normally reads the rest first: closing the stream prevents it.
 
     Raises:
         APITimeout: Silence for longer than the client's `stream_idle_s`.
@@ -162,13 +183,16 @@ class AsyncEventStream(_Stream):
         return self
 
     async def __anext__(self) -> StreamEvent:
-        """Wait for the next event."""
-        events = self._events
-        while not events.ready and not self._ended and not events.is_done:
-            await self._read()
-        if events.is_done or not events.ready:
+        """Wait for the next event, and tell it to `stream_to`."""
+        event = await self._next()
+        if event is None:
             raise StopAsyncIteration
-        return events.pop()
+        return self._events.hand_out(event)
+
+    async def until_done(self) -> None:
+        """Read what is left of the stream, for the sake of `stream_to`."""
+        async for _ in self:
+            pass
 
     async def started(self) -> None:
         """Wait for the first run event, which says that the request took effect; nothing is lost by it.
@@ -177,7 +201,7 @@ class AsyncEventStream(_Stream):
             APIResponseError: The stream ended, or reported an error, without one.
         """
         seen: list[StreamEvent] = []
-        async for event in self:
+        while (event := await self._next()) is not None:
             seen.append(event)
             if isinstance(event, RunEvent):
                 self._events.ready.extendleft(reversed(seen))
@@ -187,7 +211,9 @@ class AsyncEventStream(_Stream):
         raise self._events.not_started(seen)
 
     async def aclose(self, *, reuse: bool = False) -> None:
-        """Close the answer; only a stream that was read to its end leaves its connection to others.
+        """Close the answer, and drop what was not read.
+
+        Only a stream that was read to its end leaves its connection to others.
 
         Args:
             reuse: Whether to wait, for at most a second, for the end of a stream that said `done`.
@@ -196,16 +222,24 @@ class AsyncEventStream(_Stream):
             if reuse and self._events.is_done:
                 await self._drain()
         finally:
+            self._drop()
             await self._response.aclose()
 
+    async def _next(self) -> StreamEvent | None:
+        events = self._events
+        while not events.ready and not self._ended and not events.is_done:
+            await self._read()
+        return events.pop()
+
     async def _read(self) -> None:
+        self._ended = True  # unless a chunk comes: what broke cannot be read on
         with self._translated():
             chunk = await anext(self._chunks, None)
         if chunk is None:
-            self._ended = True
             self._events.end()
         else:
             self._events.feed(chunk)
+            self._ended = False
 
     async def _drain(self) -> None:
         with suppress(APIConnectionError, APIResponseError, TimeoutError):
@@ -217,7 +251,8 @@ class AsyncEventStream(_Stream):
 class EventStream(_Stream):
     """The events of one answer, to be iterated once; blocks the calling thread.
 
-    Iteration ends after `done` or when the server ends the answer.
+    Iteration ends after `done` or when the server ends the answer. With `stream_to`, each event is told on
+    its way out, and leaving the `with` block normally reads the rest first: closing the stream prevents it.
 
     Raises:
         APITimeout: Silence for longer than the client's `stream_idle_s`.
@@ -239,13 +274,16 @@ class EventStream(_Stream):
         return self
 
     def __next__(self) -> StreamEvent:
-        """Wait for the next event."""
-        events = self._events
-        while not events.ready and not self._ended and not events.is_done:
-            self._read()
-        if events.is_done or not events.ready:
+        """Wait for the next event, and tell it to `stream_to`."""
+        event = self._next()
+        if event is None:
             raise StopIteration
-        return events.pop()
+        return self._events.hand_out(event)
+
+    def until_done(self) -> None:
+        """Read what is left of the stream, for the sake of `stream_to`."""
+        for _ in self:
+            pass
 
     def started(self) -> None:
         """Wait for the first run event, which says that the request took effect; nothing is lost by it.
@@ -254,7 +292,7 @@ class EventStream(_Stream):
             APIResponseError: The stream ended, or reported an error, without one.
         """
         seen: list[StreamEvent] = []
-        for event in self:
+        while (event := self._next()) is not None:
             seen.append(event)
             if isinstance(event, RunEvent):
                 self._events.ready.extendleft(reversed(seen))
@@ -264,14 +302,25 @@ class EventStream(_Stream):
         raise self._events.not_started(seen)
 
     def close(self) -> None:
-        """Close the answer; only a stream that was read to its end leaves its connection to others."""
+        """Close the answer, and drop what was not read.
+
+        Only a stream that was read to its end leaves its connection to others.
+        """
+        self._drop()
         self._response.close()
 
+    def _next(self) -> StreamEvent | None:
+        events = self._events
+        while not events.ready and not self._ended and not events.is_done:
+            self._read()
+        return events.pop()
+
     def _read(self) -> None:
+        self._ended = True  # unless a chunk comes: what broke cannot be read on
         with self._translated():
             chunk = next(self._chunks, None)
         if chunk is None:
-            self._ended = True
             self._events.end()
         else:
             self._events.feed(chunk)
+            self._ended = False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 import msgspec
 
 from orchestrator.client import endpoints
+from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import APIError
 from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent
@@ -39,7 +40,7 @@ from orchestrator.runs.inputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from orchestrator.client import AsyncThreadsClient
     from orchestrator.client.call import Call
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "Report", "ThreadsBackend"]
 
-T = TypeVar("T")
+L = TypeVar("L", bound=Listed)
 
 
 class Report(Protocol):
@@ -164,31 +165,20 @@ class ThreadsBackend:
 
     async def _messages(self, effect: FetchTranscript) -> tuple[Message, ...]:
         return await self._all(
-            lambda after: endpoints.list_messages(
-                effect.thread_id,
-                run_id=effect.run_id,
-                order="asc",
-                limit=100,
-                after=after,
-            )
+            endpoints.list_messages(effect.thread_id, run_id=effect.run_id, order="asc", limit=100)
         )
 
     async def _steps(self, effect: FetchTranscript) -> tuple[RunStep, ...]:
         return await self._all(
-            lambda after: endpoints.list_run_steps(
-                effect.thread_id, effect.run_id, order="asc", limit=100, after=after
-            )
+            endpoints.list_run_steps(effect.thread_id, effect.run_id, order="asc", limit=100)
         )
 
-    async def _all(self, page_after: Callable[[str | msgspec.UnsetType], Call[Page[T]]]) -> tuple[T, ...]:
-        items: list[T] = []
-        after: str | msgspec.UnsetType = msgspec.UNSET
-        while True:
-            page = (await self._client.attempt(page_after(after))).value
-            items.extend(page.data)
-            if not page.has_more or page.last_id is None or page.last_id == after:
-                return tuple(items)
-            after = page.last_id
+    async def _all(self, first: Call[Page[L]]) -> tuple[L, ...]:
+        pager = Pager(first)
+        items: list[L] = []
+        while (call := pager.next()) is not None:
+            items.extend(pager.take((await self._client.attempt(call)).value))
+        return tuple(items)
 
 
 class _ServerClock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -13,8 +12,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 from msgspec import UNSET
+from protocol_spec import SPEC, body_schema, operation, query_schemas, resolved, validate
 
 from orchestrator.client import Call, endpoints
 from orchestrator.client.auth import Credentials
@@ -24,8 +23,6 @@ from orchestrator.protocol.objects import Deleted, Page, Run, ToolOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-SPEC = json.loads((Path(__file__).parent.parent / "spec" / "threads-openapi.json").read_text())
 
 MESSAGE = {"role": "user", "content": "hi", "attachments": None, "metadata": {"a": "b"}}
 PARTS = [{"type": "text", "text": "hi"}, {"type": "image_file", "image_file": {"file_id": "file_1"}}]
@@ -106,31 +103,9 @@ STREAMS = {
 REPEATABLE = {name for name in CASES if re.match("get_|list_|modify_|delete_|cancel_", name)}
 
 
-def operation(operation_id: str) -> tuple[str, str, dict[str, Any]]:
-    for path, methods in SPEC["paths"].items():
-        for method, described in methods.items():
-            if described.get("operationId") == operation_id:
-                return method.upper(), path, described
-    raise LookupError(operation_id)
-
-
 def build(name: str, /, *ids: str, **parameters: Any) -> Call[Any]:
     function: Callable[..., Call[Any]] = getattr(endpoints, name)
     return function(*ids, **parameters)
-
-
-def validate(schema: dict[str, Any], value: Any) -> None:
-    Draft202012Validator({**schema, "components": SPEC["components"]}).validate(value)
-
-
-def body_schema(described: dict[str, Any]) -> dict[str, Any]:
-    schema: dict[str, Any] = described["requestBody"]["content"]["application/json"]["schema"]
-    return schema
-
-
-def resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    name = schema.get("$ref", "").rpartition("/")[2]
-    return SPEC["components"]["schemas"][name] if name else schema
 
 
 def test_every_operation_of_the_spec_is_here() -> None:
@@ -147,9 +122,7 @@ def test_the_request_with_every_parameter_is_what_the_spec_describes(name: str) 
     assert (call.operation, call.method) == (name, method)
     names = re.findall(r"{(\w+)}", template)
     assert call.path == template.format(**dict(zip(names, ids, strict=True)))
-    parameters = {
-        one["name"]: one["schema"] for one in described.get("parameters", []) if one["in"] == "query"
-    }
+    parameters = query_schemas(described)
     sent: dict[str, Any] = {}
     for key, value in call.query:
         if key.endswith("[]"):
@@ -202,7 +175,9 @@ def test_a_stream_asks_for_the_same_and_for_a_stream(name: str, flat: str) -> No
     validate(body_schema(operation(operation_id)[2]), json.loads(call.body or b""))
     assert (call.operation, call.streams, call.lane) == (name, True, "stream")
     assert (call.path, call.query, call.repeatable) == (same.path, same.query, same.repeatable)
-    assert inspect.signature(getattr(endpoints, name)) == inspect.signature(getattr(endpoints, flat))
+    takes = dict(inspect.signature(getattr(endpoints, name)).parameters)
+    assert takes.pop("stream_to").default is None
+    assert takes == dict(inspect.signature(getattr(endpoints, flat)).parameters)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -24,11 +24,9 @@ from orchestrator.client.endpoints.runs import (
     list_run_steps,
     list_runs,
     modify_run,
-    stream_run,
-    stream_thread_and_run,
-    stream_tool_outputs,
     submit_tool_outputs,
 )
+from orchestrator.client.endpoints.streams import stream_run, stream_thread_and_run, stream_tool_outputs
 from orchestrator.client.endpoints.threads import (
     create_message,
     create_thread,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
 
 from msgspec import UNSET, UnsetType
 
@@ -15,14 +15,11 @@ from orchestrator.client.call import (
     checked,
     path,
     query,
-    streaming,
     with_nonce,
 )
 from orchestrator.client.reconciliation import Cancelled, Created, Submitted
 from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import Page, Run, RunStep, ToolOutput
-
-P = ParamSpec("P")
 
 _RUN = Decoder(Run).decode
 _RUNS = Decoder(Page[Run]).decode
@@ -380,20 +377,3 @@ def _pair(output: ToolOutput | Mapping[str, str]) -> tuple[str, str]:
     if isinstance(output, ToolOutput):
         return output.tool_call_id, output.output
     return output.get("tool_call_id", ""), output.get("output", "")
-
-
-def _streaming(operation: str, build: Callable[P, Call[Run]]) -> Callable[P, Call[Run]]:
-    """Derive a streaming operation, so that its parameters stay described once."""
-
-    def stream(*args: P.args, **kwargs: P.kwargs) -> Call[Run]:
-        return streaming(build(*args, **kwargs), operation)
-
-    stream.__name__ = stream.__qualname__ = operation
-    stream.__doc__ = f"The same as `{build.__name__}`, answered by an event stream."
-    stream.__wrapped__ = build  # type: ignore[attr-defined]  # what `inspect.signature` follows
-    return stream
-
-
-stream_run = _streaming("stream_run", create_run)
-stream_thread_and_run = _streaming("stream_thread_and_run", create_thread_and_run)
-stream_tool_outputs = _streaming("stream_tool_outputs", submit_tool_outputs)
