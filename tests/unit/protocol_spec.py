@@ -51,7 +51,7 @@ def query_schemas(described: dict[str, Any]) -> dict[str, Schema]:
 
 
 def name_of(schema: Schema) -> str:
-    """The component that a schema refers to, or nothing."""
+    """The schema that this one refers to, if it does."""
     name: str = schema.get("$ref", "").rpartition("/")[2]
     return name
 
@@ -75,14 +75,16 @@ def _validator(schema: str) -> Any:
 
 
 def referred(value: Any) -> set[str]:
-    """The components that something refers to, by whatever way."""
+    """The schemas that something refers to, by whatever way."""
     found: set[str] = set()
     waiting = [value]
     while waiting:
         match waiting.pop():
             case {"$ref": str() as ref}:
-                name = ref.rpartition("/")[2]
-                if name not in found:
+                _, _, kind, name = ref.split("/")
+                if kind != "schemas":
+                    waiting.append(SPEC["components"][kind][name])
+                elif name not in found:
                     found.add(name)
                     waiting.append(SCHEMAS[name])
             case dict() as members:
@@ -115,6 +117,9 @@ def _instances(text: str) -> st.SearchStrategy[Any]:
     if "allOf" in schema:
         return _all_of(schema["allOf"])
     for choice in ("oneOf", "anyOf"):
+        if choice in schema and "properties" in schema:
+            # Beside properties, a choice says which of them go together.
+            return _object(schema).filter(lambda one: is_valid(schema, one))
         if choice in schema:
             among = st.one_of(*map(instances, schema[choice]))
             return among.filter(lambda one: is_valid(schema, one)) if choice == "oneOf" else among
@@ -128,6 +133,8 @@ def _all_of(parts: list[Schema]) -> st.SearchStrategy[Any]:
 def _typed(schema: Schema) -> st.SearchStrategy[Any]:
     low, high = schema.get("minimum"), schema.get("maximum")
     match schema.get("type"):
+        case list() as kinds:
+            return st.one_of([instances({**schema, "type": kind}) for kind in kinds])
         case "null":
             return st.none()
         case "boolean":
@@ -141,7 +148,7 @@ def _typed(schema: Schema) -> st.SearchStrategy[Any]:
         case "array":
             most = min(schema.get("maxItems", 2), 2)
             return st.lists(instances(schema["items"]), min_size=schema.get("minItems", 0), max_size=most)
-        case "object":
+        case "object" | None if "properties" in schema or "type" in schema:
             return _object(schema)
     raise NotImplementedError(f"the generator does not know {schema}")
 
