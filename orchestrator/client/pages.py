@@ -53,6 +53,7 @@ class Pager(Generic[L]):
         self._page: Page[L] | None = None
         self._cursors = {value for name, value in call.query if name == "after"}
         self._seen: set[str] = set()
+        self._yielded = 0
         self._barren = 0
 
     def next(self) -> Call[Page[L]] | None:
@@ -84,6 +85,7 @@ class Pager(Generic[L]):
             if one.id:  # without one it cannot be known again
                 self._seen.add(one.id)
         self._page = page
+        self._yielded += len(new)
         self._barren = 0 if new else self._barren + 1
         return new
 
@@ -94,7 +96,7 @@ class Pager(Generic[L]):
     def _stuck(self) -> APIResponseError:
         where = f" on thread {self._call.thread_id}" if self._call.thread_id else ""
         return APIResponseError(
-            f"{self._call.operation}{where}: after {len(self._seen)} objects the server says that there are"
+            f"{self._call.operation}{where}: after {self._yielded} objects the server says that there are"
             " more, and sends nothing new",
             method=self._call.method,
             path=self._call.path,

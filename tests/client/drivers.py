@@ -11,7 +11,7 @@ import pytest
 from orchestrator.client import Answer, AsyncThreadsClient, Call, RetryPolicy, ThreadsClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from orchestrator.protocol.events import StreamEvent
     from orchestrator.protocol.objects import Run
@@ -35,6 +35,9 @@ class Driver(Protocol):
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a flat method."""
 
+    def iterate(self, name: str, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Call an iterating method; what it yields is fetched as it is asked for."""
+
     def attempt(self, call: Call[T]) -> Answer[T]:
         """Make one attempt."""
 
@@ -52,6 +55,10 @@ class SyncDriver:
 
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.client, name)(*args, **kwargs)
+
+    def iterate(self, name: str, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        found: Iterator[Any] = getattr(self.client, name)(*args, **kwargs)
+        return found
 
     def attempt(self, call: Call[T]) -> Answer[T]:
         return self.client.attempt(call)
@@ -85,6 +92,16 @@ class AsyncDriver:
 
     def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return self.runner.run(getattr(self.client, name)(*args, **kwargs))
+
+    def iterate(self, name: str, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        found: AsyncIterator[Any] = getattr(self.client, name)(*args, **kwargs)
+
+        async def one() -> list[Any]:
+            async for item in found:
+                return [item]
+            return []
+
+        return (item for batch in iter(lambda: self.runner.run(one()), []) for item in batch)
 
     def attempt(self, call: Call[T]) -> Answer[T]:
         return self.runner.run(self.client.attempt(call))
