@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -92,6 +93,44 @@ def test_chunks_may_be_cut_anywhere(kind: str, size: int) -> None:
     parts = [whole[at : at + size] for at in range(0, len(whole), size)]
     with FaultyServer(chunks(parts)) as server, driven(kind, server.url) as driver:
         assert len(driver.attempt_stream(CALL, never)) == 5
+
+
+@both
+def test_a_stream_that_ends_anywhere_yields_the_events_that_were_whole(kind: str) -> None:
+    whole = b"".join(WHOLE)
+    cuts = range(0, len(whole) + 1, 17)
+    with (
+        FaultyServer(*(chunks([whole[:at]] if at else []) for at in cuts)) as server,
+        driven(kind, server.url) as driver,
+    ):
+        seen = [names(driver.attempt_stream(CALL, never)) for _ in cuts]
+    ends = [len(b"".join(WHOLE[:count])) for count in range(1, 6)]
+    expected = [sum(end <= at for end in ends) for at in cuts]
+    assert [len(one) for one in seen] == expected
+    assert expected[0] == 0
+    assert all(one == seen[-1][: len(one)] for one in seen)
+
+
+@both
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_a_server_without_event_lines_with_any_line_ends_is_read(
+    kind: str, newline: bytes, size: int
+) -> None:
+    payloads = [run("queued"), {"error": {"message": "busy"}}, {"message": "busy", "code": "server_error"}]
+    lines = [b"\xef\xbb\xbf: hello", b""]
+    for payload in payloads:
+        # One payload on several data lines, as JSON may be.
+        lines += [b"data: " + line for line in json.dumps(payload, indent=1).encode().split(b"\n")] + [
+            b": x",
+            b"",
+        ]
+    whole = newline.join([*lines, b"data: [DONE]", b"", b""])
+    parts = [whole[at : at + size] for at in range(0, len(whole), size)]
+    with FaultyServer(chunks(parts)) as server, driven(kind, server.url) as driver:
+        events = driver.attempt_stream(CALL, never)
+    assert names(events) == ["thread.run.queued", "error", "error", "done"]
+    assert all(one.data.message == "busy" for one in events if isinstance(one, ErrorEvent))
 
 
 @both

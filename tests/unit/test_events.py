@@ -100,6 +100,33 @@ def test_an_unknown_event_keeps_its_name_and_its_json() -> None:
     assert event("thread.vibe", a=1) == UnknownEvent(event="thread.vibe", data={"a": 1})
 
 
+@given(st.text(max_size=12), st.binary(max_size=40))
+def test_no_name_and_no_data_make_decoding_fail(name: str, data: bytes) -> None:
+    decoded = decode_event(name, data)
+    assert decoded.event
+
+
+@pytest.mark.parametrize("name", ["", "message", "done", "thread.run.completed", "error"])
+def test_done_needs_no_name_of_its_own(name: str) -> None:
+    assert decode_event(name, b"[DONE]") == DoneEvent(event="done")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b'{"object": "thread.run", "id": "run_1"}', RunEvent),
+        (b'{"object": "thread.run", "status": "queued"}', UnknownEvent),
+        (b'{"object": "list", "data": []}', UnknownEvent),
+        (b'{"object": "thread.message.delta", "id": "msg_1"}', MessageDeltaEvent),
+        (b'{"error": "plain text"}', ErrorEvent),
+        (b'{"error": null, "message": null}', UnknownEvent),
+        (b"{}", UnknownEvent),
+    ],
+)
+def test_without_an_event_line_the_payload_alone_decides(data: bytes, kind: type) -> None:
+    assert isinstance(decode_event("", data), kind)
+
+
 def message(**fields: Any) -> StreamEvent:
     return event("thread.message.created", id="msg_1", object="thread.message", **fields)
 

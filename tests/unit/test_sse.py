@@ -1,5 +1,6 @@
 """The event stream format, by the cases of the WHATWG HTML standard and under any chunking."""
 
+import re
 from collections import deque
 
 import pytest
@@ -16,6 +17,28 @@ def decode(*chunks: bytes) -> list[tuple[str, bytes]]:
 
 def test_data_lines_are_joined_by_a_line_feed() -> None:
     assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [("", b"YHOO\n+2\n10")]
+
+
+def test_events_without_a_name_follow_each_other() -> None:
+    stream = b"data: first message\n\ndata: second one, of\ndata: two lines\n\ndata: third\n\n"
+    assert decode(stream) == [("", b"first message"), ("", b"second one, of\ntwo lines"), ("", b"third")]
+
+
+def test_every_event_has_the_name_given_with_it_wherever_the_line_stands() -> None:
+    stream = b"event: add\ndata: 73857293\n\ndata: 2153\nevent: remove\n\nevent: add\ndata: 113411\n\n"
+    assert decode(stream) == [("add", b"73857293"), ("remove", b"2153"), ("add", b"113411")]
+
+
+def test_a_line_that_begins_with_a_colon_is_a_comment_even_when_it_is_nothing_else() -> None:
+    assert decode(b":\n:data: no\n::\ndata: yes\n:\n\n") == [("", b"yes")]
+
+
+def test_a_stream_of_comments_and_empty_lines_makes_no_event() -> None:
+    assert decode(b"\n\n\r\n: keep-alive\n\n\r\r:\n") == []
+
+
+def test_a_name_of_one_space_is_empty_and_of_two_is_not() -> None:
+    assert decode(b"event: \ndata: 1\n\nevent:  \ndata: 2\n\n") == [("", b"1"), (" ", b"2")]
 
 
 def test_comments_ids_and_retry_times_make_no_event() -> None:
@@ -57,6 +80,15 @@ def test_a_byte_order_mark_is_dropped_at_the_start_only() -> None:
 
 def test_a_colon_in_the_value_belongs_to_it() -> None:
     assert decode(b'data: {"a": "b: c"}\n\n') == [("", b'{"a": "b: c"}')]
+
+
+def test_a_second_byte_order_mark_belongs_to_the_line() -> None:
+    assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: 1\n\ndata: 2\n\n") == [("", b"2")]
+
+
+def test_a_stream_that_ends_within_its_byte_order_mark_or_has_half_of_one_is_read() -> None:
+    assert decode(b"\xef\xbb") == []
+    assert decode(b"\xef\xbbdata: 1\n\ndata: 2\n\n") == [("", b"2")]
 
 
 def test_a_line_feed_that_follows_in_the_next_chunk_ends_no_second_line() -> None:
@@ -123,6 +155,52 @@ def test_neither_chunk_boundaries_nor_line_ends_change_the_events(
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert decode(*chunks) == decode(b"".join(line + b"\n" for line in text))
     assert decode(*(bytes([byte]) for byte in stream)) == decode(*chunks)
+
+
+def by_the_standard(stream: bytes) -> list[tuple[str, bytes]]:
+    """The events of a whole stream, by the standard's rules one after the other."""
+    stream = stream.removeprefix(b"\xef\xbb\xbf")
+    *lines, _ = re.split(b"\r\n|\n|\r", stream)  # what no line end follows is no line
+    events: list[tuple[str, bytes]] = []
+    name, data = b"", b""
+    for line in lines:
+        if line == b"":
+            if data:
+                events.append((name.decode("utf-8", "replace"), data[:-1]))
+            name, data = b"", b""
+            continue
+        field, colon, value = line.partition(b":")
+        if colon and value[:1] == b" ":
+            value = value[1:]
+        if field == b"event":
+            name = value
+        elif field == b"data":
+            data += value + b"\n"
+    return events
+
+
+_ends = [b"\r", b"\n", b"\r\n", b"\n\n"]
+_words = [b"data", b"event", b"id", b":", b": ", b" ", b"x", b"[DONE]", b"data: 1", b"event: e"]
+_odd = [b"\xef\xbb\xbf", b"\0", b"\xff", b"\xc3\xa9"]
+_pieces = st.sampled_from([*_ends, *_words, *_odd])
+
+
+@given(pieces=st.lists(_pieces, max_size=40), data=st.data())
+def test_any_bytes_in_any_chunks_are_read_as_the_standard_says(
+    pieces: list[bytes], data: st.DataObject
+) -> None:
+    stream = b"".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert decode(*chunks) == by_the_standard(stream)
+
+
+@given(pieces=st.lists(_pieces, max_size=40), at=st.integers(0, 200))
+def test_a_stream_that_ends_anywhere_has_the_events_that_were_whole(pieces: list[bytes], at: int) -> None:
+    stream = b"".join(pieces)
+    whole = decode(stream)
+    cut = decode(stream[:at])
+    assert cut == whole[: len(cut)]
 
 
 def test_an_event_is_a_plain_value() -> None:
