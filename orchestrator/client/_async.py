@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, assert_never
 
-from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
 from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
 from orchestrator.client.connections import AsyncConnections
-from orchestrator.client.methods import described_by
+from orchestrator.client.operations import AsyncOperations
 from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
@@ -27,7 +26,7 @@ from orchestrator.client.tokens import AsyncTokens, authorized
 from orchestrator.errors import APIError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from types import TracebackType
 
     import httpx
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import AsyncEventStream
-    from orchestrator.protocol.objects import Page, Run
+    from orchestrator.protocol.objects import Run
 
 __all__ = ["AsyncThreadsClient"]
 
@@ -49,39 +48,7 @@ V = TypeVar("V")
 L = TypeVar("L", bound=Listed)
 
 
-def _method(
-    build: Callable[P, Call[T]],
-) -> Callable[Concatenate[AsyncThreadsClient, P], Coroutine[Any, Any, T]]:
-    @described_by(build)
-    async def method(self: AsyncThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._perform(build(*args, **kwargs))
-
-    return method
-
-
-def _iter_method(
-    build: Callable[P, Call[Page[L]]],
-) -> Callable[Concatenate[AsyncThreadsClient, P], AsyncIterator[L]]:
-    @described_by(build, iterated=True)
-    def method(self: AsyncThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[L]:
-        return self._iterate(Pager(build(*args, **kwargs)))
-
-    return method
-
-
-def _stream_method(
-    build: Callable[P, Call[Run]],
-) -> Callable[Concatenate[AsyncThreadsClient, P], AbstractAsyncContextManager[AsyncEventStream]]:
-    @described_by(build)
-    def method(
-        self: AsyncThreadsClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> AbstractAsyncContextManager[AsyncEventStream]:
-        return self._stream(build(*args, **kwargs))
-
-    return method
-
-
-class AsyncThreadsClient:
+class AsyncThreadsClient(AsyncOperations):
     """Every operation of the protocol, awaited, retried by a policy.
 
     Made anywhere, without I/O; belongs to the event loop and process that use it first. Each method takes
@@ -374,42 +341,6 @@ class AsyncThreadsClient:
 
         value: V = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
         return value
-
-    create_assistant = _method(endpoints.create_assistant)
-    get_assistant = _method(endpoints.get_assistant)
-    modify_assistant = _method(endpoints.modify_assistant)
-    delete_assistant = _method(endpoints.delete_assistant)
-    list_assistants = _method(endpoints.list_assistants)
-    iter_assistants = _iter_method(endpoints.list_assistants)
-
-    create_thread = _method(endpoints.create_thread)
-    get_thread = _method(endpoints.get_thread)
-    modify_thread = _method(endpoints.modify_thread)
-    delete_thread = _method(endpoints.delete_thread)
-
-    create_message = _method(endpoints.create_message)
-    get_message = _method(endpoints.get_message)
-    modify_message = _method(endpoints.modify_message)
-    delete_message = _method(endpoints.delete_message)
-    list_messages = _method(endpoints.list_messages)
-    iter_messages = _iter_method(endpoints.list_messages)
-
-    create_run = _method(endpoints.create_run)
-    create_thread_and_run = _method(endpoints.create_thread_and_run)
-    get_run = _method(endpoints.get_run)
-    modify_run = _method(endpoints.modify_run)
-    cancel_run = _method(endpoints.cancel_run)
-    list_runs = _method(endpoints.list_runs)
-    iter_runs = _iter_method(endpoints.list_runs)
-    submit_tool_outputs = _method(endpoints.submit_tool_outputs)
-
-    get_run_step = _method(endpoints.get_run_step)
-    list_run_steps = _method(endpoints.list_run_steps)
-    iter_run_steps = _iter_method(endpoints.list_run_steps)
-
-    stream_run = _stream_method(endpoints.stream_run)
-    stream_thread_and_run = _stream_method(endpoints.stream_thread_and_run)
-    stream_tool_outputs = _stream_method(endpoints.stream_tool_outputs)
 
 
 @asynccontextmanager

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, assert_never
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, assert_never
 
-from orchestrator.client import endpoints
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
 from orchestrator.client.azure import azure_server
 from orchestrator.client.call import checked
 from orchestrator.client.connections import BlockingConnections
-from orchestrator.client.methods import described_by
+from orchestrator.client.operations import BlockingOperations
 from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Request
     from orchestrator.client.stream import EventStream
-    from orchestrator.protocol.objects import Page, Run
+    from orchestrator.protocol.objects import Run
 
 __all__ = ["ThreadsClient"]
 
@@ -49,42 +48,14 @@ V = TypeVar("V")
 L = TypeVar("L", bound=Listed)
 
 
-def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[ThreadsClient, P], T]:
-    @described_by(build)
-    def method(self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._perform(build(*args, **kwargs))
-
-    return method
-
-
-def _iter_method(
-    build: Callable[P, Call[Page[L]]],
-) -> Callable[Concatenate[ThreadsClient, P], Iterator[L]]:
-    @described_by(build, iterated=True)
-    def method(self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[L]:
-        return self._iterate(Pager(build(*args, **kwargs)))
-
-    return method
-
-
-def _stream_method(
-    build: Callable[P, Call[Run]],
-) -> Callable[Concatenate[ThreadsClient, P], AbstractContextManager[EventStream]]:
-    @described_by(build)
-    def method(
-        self: ThreadsClient, /, *args: P.args, **kwargs: P.kwargs
-    ) -> AbstractContextManager[EventStream]:
-        return self._stream(build(*args, **kwargs))
-
-    return method
-
-
-class ThreadsClient:
+class ThreadsClient(BlockingOperations):
     """Every operation of the protocol, blocking, retried by a policy.
 
     Made anywhere, without I/O; may be used by any threads of the process that uses it first, save where an
-    everything else by keyword, `CallOptions` included; `iter_…` takes those of `list_…`. Redirects are not
-    followed, cookies are not kept, the environment's proxies are used, servers' certificates are verified.
+    event loop runs: a call there is a `RuntimeError`. Each method takes the arguments of the function of its
+    name in `orchestrator.client.endpoints`, ids by position and everything else by keyword, `CallOptions`
+    included; `iter_…` takes those of `list_…`. Redirects are not followed, cookies are not kept, the
+    environment's proxies are used, servers' certificates are verified.
 
     Args:
         base_url: Where the paths begin, such as `"http://127.0.0.1:8765/v1"`; else `OPENAI_BASE_URL`.
@@ -369,42 +340,6 @@ class ThreadsClient:
         from tenacity import Retrying
 
         return Retrying(sleep=self._sleep, **attempts.controls())(lambda: send(attempts.next()))
-
-    create_assistant = _method(endpoints.create_assistant)
-    get_assistant = _method(endpoints.get_assistant)
-    modify_assistant = _method(endpoints.modify_assistant)
-    delete_assistant = _method(endpoints.delete_assistant)
-    list_assistants = _method(endpoints.list_assistants)
-    iter_assistants = _iter_method(endpoints.list_assistants)
-
-    create_thread = _method(endpoints.create_thread)
-    get_thread = _method(endpoints.get_thread)
-    modify_thread = _method(endpoints.modify_thread)
-    delete_thread = _method(endpoints.delete_thread)
-
-    create_message = _method(endpoints.create_message)
-    get_message = _method(endpoints.get_message)
-    modify_message = _method(endpoints.modify_message)
-    delete_message = _method(endpoints.delete_message)
-    list_messages = _method(endpoints.list_messages)
-    iter_messages = _iter_method(endpoints.list_messages)
-
-    create_run = _method(endpoints.create_run)
-    create_thread_and_run = _method(endpoints.create_thread_and_run)
-    get_run = _method(endpoints.get_run)
-    modify_run = _method(endpoints.modify_run)
-    cancel_run = _method(endpoints.cancel_run)
-    list_runs = _method(endpoints.list_runs)
-    iter_runs = _iter_method(endpoints.list_runs)
-    submit_tool_outputs = _method(endpoints.submit_tool_outputs)
-
-    get_run_step = _method(endpoints.get_run_step)
-    list_run_steps = _method(endpoints.list_run_steps)
-    iter_run_steps = _iter_method(endpoints.list_run_steps)
-
-    stream_run = _stream_method(endpoints.stream_run)
-    stream_thread_and_run = _stream_method(endpoints.stream_thread_and_run)
-    stream_tool_outputs = _stream_method(endpoints.stream_tool_outputs)
 
 
 @contextmanager
