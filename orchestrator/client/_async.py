@@ -339,7 +339,11 @@ class AsyncThreadsClient(AsyncOperations):
         async def once() -> V:
             return await send(attempts.next())
 
-        value: V = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
+        try:
+            value: V = await AsyncRetrying(sleep=self._sleep, **attempts.controls())(once)
+        except APIError as error:
+            attempts.log_failure(error)
+            raise
         return value
 
 

@@ -339,7 +339,11 @@ class ThreadsClient(BlockingOperations):
     def _tried(self, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> V:
         from tenacity import Retrying
 
-        return Retrying(sleep=self._sleep, **attempts.controls())(lambda: send(attempts.next()))
+        try:
+            return Retrying(sleep=self._sleep, **attempts.controls())(lambda: send(attempts.next()))
+        except APIError as error:
+            attempts.log_failure(error)
+            raise
 
 
 @contextmanager

@@ -136,6 +136,10 @@ class Attempts(Generic[T]):
         if self._call.nonce is not None and metadata.get(NONCE_KEY) == self._call.nonce:
             self.see_metadata()
 
+    def log_failure(self, error: APIError) -> None:
+        """Log the last attempt, which no further one follows at once."""
+        log.debug("request.failed", operation=self._call.operation, attempt=self._made, **_reason(error))
+
     def settle(self, error: APIError) -> Plan[T]:
         """Plan what the last failure comes to.
 
@@ -144,7 +148,6 @@ class Attempts(Generic[T]):
             APIError: The failure itself.
         """
         call = self._call
-        log.debug("request.failed", operation=call.operation, **_reason(error))
         if self._may_be_done and call.if_gone is not None and isinstance(error, NotFoundError):
             return call.if_gone
         uncertain = self._may_be_done or judge(error, repeatable=False) is Verdict.AMBIGUOUS
@@ -155,12 +158,13 @@ class Attempts(Generic[T]):
         raise error
 
     def pause_s(self, error: APIError) -> float:
-        """Seconds from the first look to the second; infinite when they do not fit into the deadline."""
+        """Seconds from the first look to the second; infinite when that is more than the policy waits."""
         hint = (
             retry_after_s(error.headers, self._clocks.unix()) if isinstance(error, APIStatusError) else None
         )
         seconds = max(self._policy.settle_s, hint or 0.0)
-        return seconds if seconds < self._left_s() else float("inf")
+        is_patient = (hint or 0.0) <= self._policy.retry_after_cap_s and seconds < self._left_s()
+        return seconds if is_patient else float("inf")
 
     @property
     def keeps_metadata(self) -> bool:

@@ -79,7 +79,7 @@ class Case(Protocol):
     def pause_s(self, error: APIError) -> float:
         """Seconds from the first look to the second: `settle_s`, or longer where the failure asks for it.
 
-        Infinite when they do not fit into what is left of the call's deadline.
+        Infinite when that is more than the policy or the call's deadline allows.
         """
 
     @property
@@ -251,7 +251,7 @@ def _look(call: Call[T], error: APIError, case: Case) -> Plan[T]:
 def _pause(error: APIError, case: Case) -> Plan[None]:
     seconds = case.pause_s(error)
     if seconds == float("inf"):
-        raise case.ambiguous(error, "the call's deadline leaves no time for a second look")
+        raise case.ambiguous(error, "there is no time for a second look before the deadline")
     yield Pause(seconds)
 
 

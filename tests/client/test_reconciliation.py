@@ -312,3 +312,20 @@ def test_a_cancel_in_the_wrong_state_is_refused_without_a_look(kind: str) -> Non
         with pytest.raises(BadRequestError, match="Cannot cancel"):
             driver.call("cancel_run", T, RUN)
     assert ledger.requests[T] == ["POST none", "POST none"]
+
+
+@both
+def test_every_attempt_is_logged_once_looks_and_repetitions_included(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "orchestrator")
+    faults = ["none", "500 before", "500 before", "none", "none", "500 after", "none"]
+    with stage(kind, *faults) as (driver, _):
+        create_run(driver, "n0")
+        create_run(driver)
+    logged = [record.msg for record in caplog.records if isinstance(record.msg, Event)]
+    assert [(entry["event"], entry["operation"], entry["attempt"]) for entry in logged] == [
+        ("request.failed", "create_run", 1),
+        ("request.retried", "list_runs", 1),
+        ("request.failed", "create_run", 2),
+    ]
