@@ -8,8 +8,10 @@ left. Imported on first use, because it imports httpcore.
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +76,7 @@ class _PunctualStream(httpcore.NetworkStream):
         self._stream = stream
         self._last = b""
         self._tls = stream.get_extra_info("ssl_object")
+        self._pid = os.getpid()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._last:
@@ -89,6 +92,11 @@ class _PunctualStream(httpcore.NetworkStream):
         self._stream.write(buffer, _left_s(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
+        # Closing alone does not wake a thread that reads. A forked child must not touch its parent's sockets.
+        if self._pid == os.getpid():
+            with suppress(OSError):
+                # Not `SSLSocket`'s own, which would let that thread read what is still encrypted.
+                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
         self._stream.close()
 
     def start_tls(

@@ -11,11 +11,14 @@ import warnings
 
 import pytest
 from drivers import KEY, driven
-from faulty_server import PATIENCE_S, FaultyServer, held, reply
+from faulty_server import DONE, PATIENCE_S, FaultyServer, Peer, event, head, held, reply, stall
 
 from orchestrator.client import AsyncThreadsClient, ThreadsClient
+from orchestrator.errors import APIConnectionError
 
 THREAD = {"id": "thread_1", "object": "thread"}
+CREATED = event("thread.run.created", {"id": "run_1", "object": "thread.run", "status": "queued"})
+OPEN_STREAM = head(200, {"content-type": "text/event-stream"}) + CREATED
 
 
 def test_a_blocking_client_refuses_to_block_an_event_loop() -> None:
@@ -122,3 +125,57 @@ def test_threads_that_come_at_once_share_one_blocking_client() -> None:
         assert len(server.received) == many
         driver.client.close()
         server.wait_until(lambda server: server.open_connections == 0)
+
+
+def test_closing_wakes_a_thread_that_reads_a_stream() -> None:
+    ended: list[BaseException] = []
+    reading = threading.Event()
+
+    def read(client: ThreadsClient) -> None:
+        try:
+            with client.stream_run("thread_1", assistant_id="asst_1") as stream:
+                for _ in stream:
+                    reading.set()
+        except APIConnectionError as error:
+            ended.append(error)
+
+    with FaultyServer(stall(OPEN_STREAM)) as server:
+        client = ThreadsClient(server.url, api_key=KEY, stream_idle_s=PATIENCE_S)
+        reader = threading.Thread(target=read, args=(client,))
+        reader.start()
+        assert reading.wait(PATIENCE_S)
+        time.sleep(0.05)  # now it waits for the next event
+        client.close()
+        reader.join(PATIENCE_S / 4)
+        assert ended
+        assert not reader.is_alive()
+
+
+def test_a_forked_child_that_leaves_a_stream_does_not_end_its_parents() -> None:
+    gate = threading.Event()
+
+    def finish(peer: Peer) -> bool:
+        peer.read()
+        peer.send(OPEN_STREAM)
+        assert gate.wait(PATIENCE_S)
+        peer.send(DONE)
+        return False
+
+    with (
+        FaultyServer(finish) as server,
+        ThreadsClient(server.url, api_key=KEY) as client,
+        client.stream_run("thread_1", assistant_id="asst_1") as stream,
+    ):
+        events = iter(stream)
+        names = [next(events).event]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
+            child = os.fork()
+        if child == 0:
+            signal.alarm(int(PATIENCE_S))
+            stream.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        gate.set()
+        names += [one.event for one in events]
+    assert names == ["thread.run.created", "done"]
