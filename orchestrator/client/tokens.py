@@ -12,7 +12,7 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -82,7 +82,8 @@ class AsyncTokens(_Tokens):
     """The tokens of one provider, for one event loop.
 
     Args:
-        provider: A coroutine function is awaited on the loop; anything else runs in a thread, one at a time.
+        provider: A coroutine function is awaited on the loop; anything else runs in a thread, which goes on
+            when nobody waits for it any more.
     """
 
     def __init__(self, provider: TokenProvider) -> None:
@@ -118,12 +119,22 @@ class AsyncTokens(_Tokens):
 
 
 async def _in_thread(provider: TokenProvider) -> str | Awaitable[str]:
-    # Not the loop's own executor: whatever else waits there would delay every request.
-    executor = ThreadPoolExecutor(1, thread_name_prefix="token-provider")
+    # Not the loop's own executor: whatever else waits there would delay every request. And a daemon, because
+    # the interpreter joins the threads of executors at its exit: one that never returns would keep it alive.
+    answer: Future[str | Awaitable[str]] = Future()
+    threading.Thread(target=_tell, args=(answer, provider), name="token-provider", daemon=True).start()
+    return await asyncio.wrap_future(answer)
+
+
+def _tell(answer: Future[str | Awaitable[str]], provider: TokenProvider) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return  # nobody waits any more
     try:
-        return await asyncio.get_running_loop().run_in_executor(executor, provider)
-    finally:
-        executor.shutdown(wait=False)
+        value = provider()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is for the one who waits
+        answer.set_exception(error)
+    else:
+        answer.set_result(value)
 
 
 class BlockingTokens(_Tokens):

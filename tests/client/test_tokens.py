@@ -6,6 +6,8 @@ import asyncio
 import functools
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -332,6 +334,27 @@ def test_a_provider_that_never_answers_costs_no_more_than_its_share_and_leaves_n
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(main())
+
+
+def test_a_plain_function_that_never_returns_does_not_keep_the_process_alive() -> None:
+    program = """
+import asyncio, threading
+from orchestrator.client import NO_RETRIES, AsyncThreadsClient
+from orchestrator.errors import APITimeout
+
+async def main():
+    async with AsyncThreadsClient("http://127.0.0.1/", api_key=threading.Event().wait) as client:
+        try:
+            await client.get_thread("thread_1", timeout=0.5, retry=NO_RETRIES)
+        except APITimeout:
+            print("left")
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert ended.stdout == "left\n"
 
 
 def test_cancelling_one_who_waits_for_a_token_harms_no_other() -> None:
