@@ -64,8 +64,10 @@ class Orchestrator:
         organization: By default `OPENAI_ORG_ID`.
         project: By default `OPENAI_PROJECT_ID`.
         client: A client to use instead of one made from the arguments above; it must not have opened a
-            connection yet, and is closed with the orchestrator. A streamed run holds a connection, so its
-            `max_connections` ought not to be less than `max_concurrent_runs`.
+            connection yet, and is closed with the orchestrator; a copy from `with_options` closes nothing, so
+            give the client itself. Its coroutine token provider and `on_response` run on the actors' loop,
+            where they must not block. A streamed run holds a connection, so its `max_connections` ought not
+            to be less than `max_concurrent_runs`.
         tools: Functions, `Tool`s or a registry: what runs may call.
         max_concurrent_runs: The most runs at work at once; the others wait for their turn.
         max_pending: The most runs that wait; one more is refused with `Overloaded`.
