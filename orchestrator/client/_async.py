@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, assert_never
 
@@ -286,10 +286,18 @@ class AsyncThreadsClient(AsyncOperations):
         from orchestrator.client.stream import AsyncEventStream
 
         attempts = self._attempts(call)
-        outcome = await self._settled(attempts, self._started)
-        stream = outcome if isinstance(outcome, AsyncEventStream) else AsyncEventStream.of(call, outcome)
-        attempts.learn(stream.upcoming_run)
-        async with _closing(stream):
+        async with AsyncExitStack() as opened:  # from its birth: a plan may be left with a stream in hand
+
+            async def started(call: Call[Run]) -> AsyncEventStream:
+                stream = await self._open(call, until_started=True)
+                return await opened.enter_async_context(_closing(stream))
+
+            outcome = await self._settled(attempts, started)
+            if isinstance(outcome, AsyncEventStream):
+                stream = outcome
+            else:
+                stream = await opened.enter_async_context(_closing(AsyncEventStream.of(call, outcome)))
+            attempts.learn(stream.upcoming_run)
             yield stream
 
     def _attempts(self, call: Call[T]) -> Attempts[T]:
@@ -297,9 +305,6 @@ class AsyncThreadsClient(AsyncOperations):
 
     async def _value(self, call: Call[T]) -> T:
         return (await self.attempt(call)).value
-
-    async def _started(self, call: Call[Run]) -> AsyncEventStream:
-        return await self._open(call, until_started=True)
 
     async def _settled(self, attempts: Attempts[T], send: Callable[[Call[T]], Awaitable[V]]) -> V | T:
         """Send a call as often as its policy allows, and find out what became of it if that is not known."""
@@ -348,9 +353,9 @@ class AsyncThreadsClient(AsyncOperations):
 
 
 @asynccontextmanager
-async def _closing(stream: AsyncEventStream) -> AsyncIterator[None]:
+async def _closing(stream: AsyncEventStream) -> AsyncIterator[AsyncEventStream]:
     try:
-        yield
+        yield stream
         if stream.is_told:
             await stream.until_done()
     except BaseException:

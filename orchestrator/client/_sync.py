@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, assert_never
 
@@ -291,10 +291,17 @@ class ThreadsClient(BlockingOperations):
         from orchestrator.client.stream import EventStream
 
         attempts = self._attempts(call)
-        outcome = self._settled(attempts, self._started)
-        stream = outcome if isinstance(outcome, EventStream) else EventStream.of(call, outcome)
-        attempts.learn(stream.upcoming_run)
-        with _closing(stream):
+        with ExitStack() as opened:  # from its birth: a plan may be left with a stream in hand
+
+            def started(call: Call[Run]) -> EventStream:
+                return opened.enter_context(_closing(self._open(call, until_started=True)))
+
+            outcome = self._settled(attempts, started)
+            if isinstance(outcome, EventStream):
+                stream = outcome
+            else:
+                stream = opened.enter_context(_closing(EventStream.of(call, outcome)))
+            attempts.learn(stream.upcoming_run)
             yield stream
 
     def _attempts(self, call: Call[T]) -> Attempts[T]:
@@ -302,9 +309,6 @@ class ThreadsClient(BlockingOperations):
 
     def _value(self, call: Call[T]) -> T:
         return self.attempt(call).value
-
-    def _started(self, call: Call[Run]) -> EventStream:
-        return self._open(call, until_started=True)
 
     def _settled(self, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> V | T:
         """Send a call as often as its policy allows, and find out what became of it if that is not known."""
@@ -347,9 +351,9 @@ class ThreadsClient(BlockingOperations):
 
 
 @contextmanager
-def _closing(stream: EventStream) -> Iterator[None]:
+def _closing(stream: EventStream) -> Iterator[EventStream]:
     try:
-        yield
+        yield stream
         if stream.is_told:
             stream.until_done()
     finally:

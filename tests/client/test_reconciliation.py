@@ -30,12 +30,14 @@ NOT_DONE = [fault for fault in LOST if fault.endswith("before")]
 
 
 @contextmanager
-def stage(kind: str, *faults: str, **plan: Any) -> Iterator[tuple[Driver, Ledger]]:
+def stage(
+    kind: str, *faults: str, max_connections: int = 1000, **plan: Any
+) -> Iterator[tuple[Driver, Ledger]]:
     ledger = Ledger()
     ledger.plan(T, Plan(deque(faults), **plan), tool_run="rounds" in plan)
     with (
         FaultyServer(default=ledger.step) as server,
-        driven(kind, server.url, timeout=0.3, headers={PLAN: T}) as driver,
+        driven(kind, server.url, timeout=0.3, headers={PLAN: T}, max_connections=max_connections) as driver,
     ):
         yield driver, ledger
         ledger.settle(T)
@@ -192,6 +194,30 @@ def test_what_took_effect_twice_all_the_same_is_reported_with_its_ids(
     logged = [record.msg for record in caplog.records if isinstance(record.msg, Event)]
     [twins] = [entry for entry in logged if entry["event"] == "request.duplicated"]
     assert sorted(twins["ids"]) == sorted(ids)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@both
+def test_a_stream_is_closed_when_the_look_after_it_is_interrupted(kind: str) -> None:
+    faults = ["none", "hang up before", "none", "none", "none", "500 before"]
+    with stage(kind, *faults, max_connections=1) as (driver, ledger):
+        stream_run(driver, "n0")
+        sleep = driver.client._sleep
+
+        def interrupted(seconds: float) -> Any:
+            if not seconds:
+                raise Interrupted
+            return sleep(seconds)
+
+        driver.client._sleep = interrupted
+        with pytest.raises(Interrupted):
+            stream_run(driver)
+        assert ledger.requests[T][-2:] == ["POST none", "GET 500 before"]
+        driver.client._sleep = sleep
+        assert [stream_run(driver, "n2").id] == ledger.marked(T, "n2")
 
 
 def submit(driver: Driver) -> Any:
