@@ -216,9 +216,12 @@ class Submitted:
             return run
         page = yield from _look(self.listing, error, case)
         outputs = [taken for step in page.data if (taken := _outputs(step)).keys() == self.outputs.keys()]
-        if not outputs or any(output is not None for output in outputs[0].values()):
+        waiting, earlier = outputs[:1], outputs[1:]
+        # A server that shows no outputs of an earlier step would show none of one that took these either.
+        hides = any(None in taken.values() for taken in earlier)
+        if not waiting or hides or any(output is not None for output in waiting[0].values()):
             raise case.ambiguous(error, "the run's steps do not show which of them waits")
-        if self.outputs in outputs[1:]:
+        if self.outputs in earlier:
             raise case.ambiguous(error, "an earlier step has the same calls with the same outputs")
         return None
 

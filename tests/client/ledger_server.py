@@ -68,6 +68,7 @@ class Ledger:
     """The state of the server. Each thread belongs to the one plan of its name."""
 
     def __init__(self) -> None:
+        self.shows_outputs = True
         self.plans: dict[str, Plan] = {}
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.messages: dict[str, list[dict[str, Any]]] = {}
@@ -213,7 +214,8 @@ class Ledger:
         if run["status"] != "requires_action":
             return 400, _error(f'Runs in status "{run["status"]}" do not accept tool outputs.')
         step = self.steps[run["id"]][-1]
-        step["step_details"]["tool_calls"][0]["function"]["output"] = body["tool_outputs"][0]["output"]
+        if self.shows_outputs:
+            step["step_details"]["tool_calls"][0]["function"]["output"] = body["tool_outputs"][0]["output"]
         step["status"] = "completed"
         run["_accepted"].append(step["id"])
         run["status"], run["required_action"] = "queued", None

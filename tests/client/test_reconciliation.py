@@ -282,6 +282,16 @@ def test_an_earlier_round_with_other_outputs_does_not_stand_in_the_way(kind: str
 
 @both
 @submitters
+def test_an_earlier_round_whose_outputs_are_not_shown_stands_in_the_way(kind: str, hand_in: Any) -> None:
+    with stage(kind, "hang up after", rounds=2) as (driver, ledger):
+        ledger.shows_outputs = False
+        with pytest.raises(AmbiguousOutcome, match="which of them waits"):
+            hand_in(driver)
+    assert ledger.accepted(T) == ["step_0"]
+
+
+@both
+@submitters
 def test_a_run_whose_steps_are_not_shown_is_not_submitted_to_again(kind: str, hand_in: Any) -> None:
     with stage(kind, "hang up before", rounds=1) as (driver, ledger):
         ledger.steps[RUN][0]["step_details"] = None
