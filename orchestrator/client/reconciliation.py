@@ -8,7 +8,8 @@ The rules:
 
 1. What was created carries a nonce in its metadata. Two looks at the list, `settle_s` apart and both after
    the lost request's connection was closed, tell whether it is there. Only a server that was seen to keep
-   metadata proves its absence, and only then is the create sent again.
+   metadata, and to list the newest first where it does not list all, proves its absence, and only then is
+   the create sent again.
 2. Outputs are submitted again only to a run that asks for the same calls of the same step, in two looks.
    Ids alone prove nothing: servers use them again in later rounds.
 3. A cancel is as good as done once the run is `cancelling` or over.
@@ -161,7 +162,10 @@ class Created(Generic[M]):
         page = yield from _look(self.listing, error, case)
         if any(one.metadata for one in page.data):
             case.see_metadata()
-        return next(iter(self._marked(page)), None)
+        found = next(iter(self._marked(page)), None)
+        if found is None and page.has_more and not _begins_with_newest(page):
+            raise case.ambiguous(error, "the list goes on, and does not show the newest first")
+        return found
 
     def _look_for_twins(self, case: Case) -> Plan[None]:
         page = yield Look(self.listing)
@@ -256,6 +260,10 @@ def _pause(error: APIError, case: Case) -> Plan[None]:
     if seconds == float("inf"):
         raise case.ambiguous(error, "there is no time for a second look before the deadline")
     yield Pause(seconds)
+
+
+def _begins_with_newest(page: Page[M]) -> bool:
+    return bool(page.data) and page.data[0].created_at > page.data[-1].created_at
 
 
 def _outputs(step: RunStep) -> dict[str, str | None]:

@@ -69,6 +69,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.shows_outputs = True
+        self.lists_oldest_only = False
         self.plans: dict[str, Plan] = {}
         self.runs: dict[str, list[dict[str, Any]]] = {}
         self.messages: dict[str, list[dict[str, Any]]] = {}
@@ -159,7 +160,10 @@ class Ledger:
         path = received.target.partition("?")[0].removeprefix("/v1/threads/").split("/")
         match received.method, path:
             case "GET", [thread_id, ("runs" | "messages") as kind]:
-                return 200, _page(reversed(getattr(self, kind)[thread_id]))
+                items = getattr(self, kind)[thread_id]
+                if self.lists_oldest_only:
+                    return 200, _page(items[:1]) | {"has_more": len(items) > 1}
+                return 200, _page(reversed(items))
             case "GET", [thread_id, "runs", run_id, "steps"]:
                 return 200, _page(reversed(self.steps[run_id]))
             case "GET", [thread_id, "runs", run_id]:

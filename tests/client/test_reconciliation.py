@@ -103,6 +103,17 @@ def test_absence_proves_nothing_where_metadata_was_never_seen(kind: str, make: A
 
 
 @both
+@makers
+def test_absence_from_a_page_that_does_not_show_the_newest_proves_nothing(kind: str, make: Any) -> None:
+    with stage(kind, "none", "hang up after") as (driver, ledger):
+        ledger.lists_oldest_only = True
+        make(driver, "n0")
+        with pytest.raises(AmbiguousOutcome, match="newest"):
+            make(driver)
+    assert len(ledger.marked(T, "n1")) == 1
+
+
+@both
 def test_metadata_of_others_on_the_thread_shows_that_the_server_keeps_it(kind: str) -> None:
     with stage(kind, "none", "hang up before") as (driver, ledger):
         create_message(driver, "other")
