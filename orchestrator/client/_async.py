@@ -23,7 +23,7 @@ from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
 from orchestrator.client.tokens import AsyncTokens, authorized
-from orchestrator.errors import APIError
+from orchestrator.errors import APIError, OrchestratorClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -337,6 +337,8 @@ class AsyncThreadsClient(AsyncOperations):
                     assert_never(step)
         except APIError as error:
             return error
+        except OrchestratorClosed as error:
+            return attempts.not_sent(error)
 
     async def _tried(self, attempts: Attempts[T], send: Callable[[Call[T]], Awaitable[V]]) -> V:
         from tenacity import AsyncRetrying

@@ -23,7 +23,7 @@ from orchestrator.client.reconciliation import Again, Look, Pause
 from orchestrator.client.retry import RetryPolicy
 from orchestrator.client.settings import Settings
 from orchestrator.client.tokens import BlockingTokens, authorized_blocking
-from orchestrator.errors import APIError
+from orchestrator.errors import APIError, OrchestratorClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -339,6 +339,8 @@ class ThreadsClient(BlockingOperations):
                     assert_never(step)
         except APIError as error:
             return error
+        except OrchestratorClosed as error:
+            return attempts.not_sent(error)
 
     def _tried(self, attempts: Attempts[T], send: Callable[[Call[T]], V]) -> V:
         from tenacity import Retrying

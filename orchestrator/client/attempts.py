@@ -20,6 +20,7 @@ from orchestrator.errors import (
     APIStatusError,
     APITimeout,
     NotFoundError,
+    OrchestratorClosed,
     RateLimitError,
 )
 from orchestrator.telemetry import get_logger
@@ -139,6 +140,15 @@ class Attempts(Generic[T]):
     def log_failure(self, error: APIError) -> None:
         """Log the last attempt, which no further one follows at once."""
         log.debug("request.failed", operation=self._call.operation, attempt=self._made, **_reason(error))
+
+    def not_sent(self, closed: OrchestratorClosed) -> APIConnectionError:
+        """Return what a client that was closed meanwhile means to a plan: the outcome stays open."""
+        call = self._call
+        error = APIConnectionError(
+            f"nothing was sent ({closed})", method=call.method, path=call.path, sent=False
+        )
+        error.__cause__ = closed
+        return error
 
     def settle(self, error: APIError) -> Plan[T]:
         """Plan what the last failure comes to.

@@ -114,6 +114,18 @@ def test_absence_from_a_page_that_does_not_show_the_newest_proves_nothing(kind: 
 
 
 @both
+@makers
+def test_a_client_that_is_closed_meanwhile_leaves_the_outcome_open(kind: str, make: Any) -> None:
+    with stage(kind, "none", "hang up before") as (driver, _):
+        make(driver, "n0")
+        client = driver.client
+        client._sleep = lambda _: client.close() if kind == "sync" else client.aclose()
+        with pytest.raises(AmbiguousOutcome, match="the client is closed") as caught:
+            make(driver)
+    assert (caught.value.thread_id, caught.value.nonce) == (T, "n1")
+
+
+@both
 def test_metadata_of_others_on_the_thread_shows_that_the_server_keeps_it(kind: str) -> None:
     with stage(kind, "none", "hang up before") as (driver, ledger):
         create_message(driver, "other")
