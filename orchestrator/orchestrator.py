@@ -108,6 +108,11 @@ class Orchestrator:
             raise TypeError("give either client= or base_url, api_key, organization and project, not both")
         if client is not None and not isinstance(client, AsyncThreadsClient):
             raise TypeError(f"client must be an AsyncThreadsClient, got {type(client).__name__}")
+        if client is not None and not client.owns_connections:
+            raise ValueError(
+                "client came from with_options() and cannot be closed with the orchestrator: "
+                "pass a client of its own"
+            )
         if max_concurrent_runs < 1 or max_pending < 0 or tool_threads < 1:
             raise ValueError(
                 "max_concurrent_runs and tool_threads must be at least 1, max_pending at least 0"

@@ -166,6 +166,11 @@ class AsyncThreadsClient(AsyncOperations):
         """Where the paths begin."""
         return self._settings.base_url
 
+    @property
+    def owns_connections(self) -> bool:
+        """Whether closing this client closes the connections; a client from `with_options` closes nothing."""
+        return self._owns_connections
+
     def with_options(self, **options: Unpack[CallOptions]) -> Self:
         """Return a client with other settings on the same connections.
 

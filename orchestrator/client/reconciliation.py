@@ -21,10 +21,10 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
-from orchestrator.client.retry import NONCE_KEY, Verdict, judge
+from orchestrator.client.retry import NO_RETRIES, NONCE_KEY, Verdict, judge
 from orchestrator.errors import AmbiguousOutcome, APIError
 from orchestrator.protocol.objects import TERMINAL_STATUSES, Message, Page, Run, RunStep
 
@@ -168,7 +168,8 @@ class Created(Generic[M]):
         return found
 
     def _look_for_twins(self, case: Case) -> Plan[None]:
-        page = yield Look(self.listing)
+        # Once, because what is known already must not wait for it.
+        page = yield Look(replace(self.listing, options={**self.listing.options, "retry": NO_RETRIES}))
         marked = [] if isinstance(page, APIError) else self._marked(page)
         if len(marked) > 1:
             case.report_twins([one.id for one in marked])
@@ -216,10 +217,15 @@ class Submitted:
     def _moved_on(self, error: APIError, case: Case) -> Plan[Run | None]:
         """Return the run if it no longer waits for this batch, `None` if it does."""
         run = yield from _look(self.retrieval, error, case)
-        if {call.id for call in run.required_calls} != self.outputs.keys():
+        asked = {call.id for call in run.required_calls}
+        if not asked:
             return run
         page = yield from _look(self.listing, error, case)
         outputs = [taken for step in page.data if (taken := _outputs(step)).keys() == self.outputs.keys()]
+        if asked != self.outputs.keys():
+            if self.outputs in outputs:
+                return run
+            raise case.ambiguous(error, f"the run waits for {sorted(asked)}, and no step shows these outputs")
         waiting, earlier = outputs[:1], outputs[1:]
         # A server that shows no outputs of an earlier step would show none of one that took these either.
         hides = any(None in taken.values() for taken in earlier)

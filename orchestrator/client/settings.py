@@ -148,9 +148,9 @@ class Settings:
         merged = replace(
             settings,
             credentials=replace(settings.credentials, **own),
-            headers={**settings.headers, **checked_headers(options.get("headers", {}))},
+            headers={**settings.headers, **checked_headers(options.get("headers") or {})},
             timeout_s=_checked_seconds("timeout", options.get("timeout", self.timeout_s)),
-            retry=options.get("retry", self.retry),
+            retry=options.get("retry") or self.retry,
         )
         merged.require_key()
         return merged

@@ -76,6 +76,8 @@ class _Asking:
     def __init__(self, task: asyncio.Task[Token]) -> None:
         self.task = task
         self.waiting = 0
+        # A failure that nobody waits for any more is nobody's.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 class AsyncTokens(_Tokens):
@@ -99,7 +101,7 @@ class AsyncTokens(_Tokens):
         kept = self._kept(refused)
         if kept is not None:
             return kept
-        if self._asking is None:
+        if self._asking is None or self._asking.task.done():
             self._asking = _Asking(asyncio.create_task(self._ask(), name="token-provider"))
         asking = self._asking
         asking.waiting += 1
@@ -107,8 +109,8 @@ class AsyncTokens(_Tokens):
             return await asyncio.shield(asking.task)
         finally:
             asking.waiting -= 1
-            if asking.task.done() or not asking.waiting:
-                # Nobody may come to share a question that is being taken back.
+            # A thread cannot be taken back: who comes next shares what it finds.
+            if not asking.waiting and _is_asynchronous(self._provider):
                 self._asking = None if self._asking is asking else self._asking
                 asking.task.cancel()
 

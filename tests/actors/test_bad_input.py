@@ -247,6 +247,11 @@ def test_fifteen_pairs_of_metadata_are_sent(stage: Stage) -> None:
         ({"tolls": []}, TypeError, "unexpected keyword argument 'tolls'"),
         ({"client": AsyncThreadsClient(NOWHERE)}, TypeError, "give either client= or base_url"),
         ({"client": ThreadsClient(NOWHERE), "base_url": None}, TypeError, "must be an AsyncThreadsClient"),
+        (
+            {"client": AsyncThreadsClient(NOWHERE).with_options(timeout=5), "base_url": None},
+            ValueError,
+            "with_options",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -65,7 +65,11 @@ class Plan:
 
 
 class Ledger:
-    """The state of the server. Each thread belongs to the one plan of its name."""
+    """The state of the server. Each thread belongs to the one plan of its name.
+
+    Attributes:
+        next_id: The id of the call that a run asks for next.
+    """
 
     def __init__(self) -> None:
         self.shows_outputs = True
@@ -75,6 +79,7 @@ class Ledger:
         self.messages: dict[str, list[dict[str, Any]]] = {}
         self.steps: dict[str, list[dict[str, Any]]] = {}
         self.requests: dict[str, list[str]] = {}
+        self.next_id = "call_0"
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
 
@@ -204,7 +209,7 @@ class Ledger:
 
     def _ask(self, run: dict[str, Any]) -> None:
         call = {
-            "id": "call_0",
+            "id": self.next_id,
             "type": "function",
             "function": {"name": "f", "arguments": "{}", "output": None},
         }

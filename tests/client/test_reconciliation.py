@@ -155,6 +155,15 @@ def test_attempts_bound_how_often_a_create_is_sent(kind: str, make: Any) -> None
 
 
 @both
+def test_what_is_known_does_not_wait_for_a_list_that_fails(kind: str) -> None:
+    faults = ["none", "hang up before", "none", "none", "none", "503 in three seconds"]
+    with stage(kind, *faults) as (driver, _):
+        create_run(driver, "n0")
+        create_run(driver)
+        assert driver.slept == [2.0]
+
+
+@both
 def test_a_deadline_too_near_for_a_second_look_says_so(kind: str) -> None:
     policy = RetryPolicy(deadline_s=1.0, settle_s=2.0)
     with (
@@ -219,27 +228,23 @@ def test_what_took_effect_twice_all_the_same_is_reported_with_its_ids(
     assert sorted(twins["ids"]) == sorted(ids)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     pass
 
 
 @both
 def test_a_stream_is_closed_when_the_look_after_it_is_interrupted(kind: str) -> None:
-    faults = ["none", "hang up before", "none", "none", "none", "500 before"]
-    with stage(kind, *faults, max_connections=1) as (driver, ledger):
+    with stage(kind, "none", "hang up before", max_connections=1) as (driver, ledger):
         stream_run(driver, "n0")
-        sleep = driver.client._sleep
 
-        def interrupted(seconds: float) -> Any:
-            if not seconds:
+        def interrupt(operation: str, *_: object) -> None:
+            if ledger.requests[T][-2:] == ["POST none", "GET none"]:
                 raise Interrupted
-            return sleep(seconds)
 
-        driver.client._sleep = interrupted
+        driver.client._connections._on_response = interrupt
         with pytest.raises(Interrupted):
             stream_run(driver)
-        assert ledger.requests[T][-2:] == ["POST none", "GET 500 before"]
-        driver.client._sleep = sleep
+        driver.client._connections._on_response = None
         assert [stream_run(driver, "n2").id] == ledger.marked(T, "n2")
 
 
@@ -321,6 +326,26 @@ def test_a_run_whose_steps_are_not_shown_is_not_submitted_to_again(kind: str, ha
         with pytest.raises(AmbiguousOutcome, match="which of them waits"):
             hand_in(driver)
     assert ledger.accepted(T) == []
+
+
+@both
+@submitters
+def test_outputs_that_a_run_never_asked_for_do_not_pass_for_taken_ones(kind: str, hand_in: Any) -> None:
+    with stage(kind, "500 before", rounds=1) as (driver, ledger):
+        other = {"id": "call_7", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        ledger.runs[T][0]["required_action"]["submit_tool_outputs"]["tool_calls"] = [other]
+        with pytest.raises(AmbiguousOutcome, match="call_7"):
+            hand_in(driver)
+    assert ledger.accepted(T) == []
+
+
+@both
+@submitters
+def test_outputs_that_a_step_shows_were_taken_whatever_the_run_asks_for_next(kind: str, hand_in: Any) -> None:
+    with stage(kind, "500 after", rounds=2) as (driver, ledger):
+        ledger.next_id = "call_1"
+        assert hand_in(driver).status == "requires_action"
+    assert ledger.accepted(T) == ["step_0"]
 
 
 @both

@@ -357,6 +357,27 @@ asyncio.run(main())
     assert ended.stdout == "left\n"
 
 
+def test_a_provider_that_is_slower_than_an_attempt_is_asked_once() -> None:
+    gate, asked = threading.Event(), []
+
+    def slow() -> str:
+        asked.append(1)
+        gate.wait(PATIENCE_S)
+        return "token-1"
+
+    async def story() -> None:
+        with FaultyServer(default=accepting("token-1")) as server:
+            async with AsyncThreadsClient(server.url, api_key=slow, timeout=0.5, retry=NO_RETRIES) as client:
+                for _ in range(2):
+                    with pytest.raises(APITimeout):
+                        await client.get_thread("thread_1")
+                gate.set()
+                assert (await client.get_thread("thread_1", timeout=PATIENCE_S)).id == "thread_1"
+
+    asyncio.run(story())
+    assert len(asked) == 1
+
+
 def test_cancelling_one_who_waits_for_a_token_harms_no_other() -> None:
     gate = asyncio.Event()
     asked: list[int] = []
