@@ -7,7 +7,6 @@ made from, and what is said about each request: `on_response`, and one warning a
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import os
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from orchestrator.client.callables import is_async
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.telemetry import get_logger
 
@@ -55,9 +55,7 @@ class _Connections:
             raise ValueError("verify and proxy are for our own transport: tell them to the one you pass in")
         if isinstance(max_connections, bool) or not isinstance(max_connections, int) or max_connections < 1:
             raise ValueError(f"max_connections must be at least 1, got {max_connections!r}")
-        if on_response is not None and (
-            not callable(on_response) or inspect.iscoroutinefunction(on_response)
-        ):
+        if on_response is not None and (not callable(on_response) or is_async(on_response)):
             raise TypeError("on_response must be a plain function: it is called, not awaited")
         self._arguments: dict[str, Any] = {
             "max_connections": max_connections,

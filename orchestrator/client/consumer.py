@@ -6,10 +6,10 @@ nothing but that they can be told; when events come is the stream's.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
+from orchestrator.client.callables import is_async
 from orchestrator.protocol.events import StreamEvent
 from orchestrator.telemetry import get_logger
 
@@ -35,7 +35,7 @@ def teller(stream_to: StreamTo) -> Callable[[StreamEvent], object]:
     Raises:
         TypeError: It is neither callable nor an actor, or what it returns would have to be awaited.
     """
-    if inspect.iscoroutinefunction(stream_to) or inspect.isasyncgenfunction(stream_to):
+    if is_async(stream_to):
         raise TypeError("stream_to must be a plain function, because nobody awaits it: iterate the stream")
     tell = stream_to if callable(stream_to) else getattr(stream_to, "tell", None)
     if not callable(tell):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from orchestrator.client.callables import is_async
 from orchestrator.client.headers import fits_header
 from orchestrator.errors import APIConnectionError, APITimeout, AuthenticationError
 
@@ -110,12 +111,12 @@ class AsyncTokens(_Tokens):
         finally:
             asking.waiting -= 1
             # A thread cannot be taken back: who comes next shares what it finds.
-            if not asking.waiting and _is_asynchronous(self._provider):
+            if not asking.waiting and is_async(self._provider):
                 self._asking = None if self._asking is asking else self._asking
                 asking.task.cancel()
 
     async def _ask(self) -> Token:
-        value = self._provider() if _is_asynchronous(self._provider) else await _in_thread(self._provider)
+        value = self._provider() if is_async(self._provider) else await _in_thread(self._provider)
         self._token = token = Token(await value if inspect.isawaitable(value) else value)
         return token
 
@@ -150,7 +151,7 @@ class BlockingTokens(_Tokens):
     """
 
     def __init__(self, provider: TokenProvider) -> None:
-        if _is_asynchronous(provider):
+        if is_async(provider):
             raise TypeError(
                 "ThreadsClient cannot await api_key: pass a plain function, or AsyncThreadsClient"
             )
@@ -196,12 +197,6 @@ class BlockingTokens(_Tokens):
         with self._lock:
             self._token, self._asking = token, None
         asking.set_result(token)
-
-
-def _is_asynchronous(provider: TokenProvider) -> bool:
-    return inspect.iscoroutinefunction(provider) or inspect.iscoroutinefunction(
-        getattr(provider, "__call__", None)  # noqa: B004 - the method itself is asked for, not whether it is there
-    )
 
 
 async def authorized(call: Call[Any], request: Request, send: Callable[[Request], Awaitable[T]]) -> T:

@@ -84,7 +84,10 @@ def test_a_listener_must_be_a_plain_function(kind: str) -> None:
 
     async def listen(*_: object) -> None: ...
 
-    for listener in (listen, "print"):
+    class Listener:
+        async def __call__(self, *_: object) -> None: ...
+
+    for listener in (listen, Listener(), "print"):
         with pytest.raises(TypeError, match="on_response must be a plain function"):
             client("http://127.0.0.1/", on_response=listener)  # type: ignore[arg-type]  # what is refused
 

@@ -268,8 +268,13 @@ async def coroutine(one: StreamEvent) -> None:
     """What nobody would await."""
 
 
+class Awaited:
+    async def __call__(self, one: StreamEvent) -> None:
+        """The same, of an object."""
+
+
 @both
-@pytest.mark.parametrize("wrong", [coroutine, "not callable", 7, []])
+@pytest.mark.parametrize("wrong", [coroutine, Awaited(), "not callable", 7, []])
 def test_what_cannot_be_told_is_refused_before_anything_is_sent(kind: str, wrong: Any) -> None:
     with FaultyServer() as server, driven(kind, server.url) as driver:
         with pytest.raises(TypeError, match="stream_to must be"):
