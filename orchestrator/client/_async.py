@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.client.connections import OnResponse, Verify
     from orchestrator.client.options import AsyncClientOptions
     from orchestrator.client.reconciliation import Step
-    from orchestrator.client.settings import Request
+    from orchestrator.client.settings import Account, Request
     from orchestrator.client.stream import AsyncEventStream
     from orchestrator.protocol.objects import Run
 
@@ -165,6 +165,11 @@ class AsyncThreadsClient(AsyncOperations):
     def base_url(self) -> str:
         """Where the paths begin."""
         return self._settings.base_url
+
+    @property
+    def account(self) -> Account:
+        """The server and whose limits requests count towards there; shows no key."""
+        return self._settings.account
 
     @property
     def owns_connections(self) -> bool:

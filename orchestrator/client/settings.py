@@ -6,6 +6,7 @@ it was given for. Sends nothing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -27,11 +28,31 @@ if TYPE_CHECKING:
     from orchestrator.client.call import Call, CallOptions
     from orchestrator.client.tokens import Token
 
-__all__ = ["Request", "Settings"]
+__all__ = ["Account", "Request", "Settings"]
 
 _DOTTED: Final = re.compile(r"[0-9]+(\.[0-9]+){3}")
 
 _PORTS: Final = {"http": 80, "https": 443}
+
+_ACCOUNT_HEADERS: Final = ("authorization", "api-key", "openai-organization", "openai-project")
+
+# Another one in each process: a digest that found its way into a log cannot be tried against guessed keys.
+_SALT: Final = os.urandom(16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whose limits requests count towards; equal for clients that share them. It holds no secret.
+
+    Attributes:
+        server: Where the paths begin.
+        digest: Stands for the key, organization and project; another one in each process.
+        provider: What gives the tokens, or `None`.
+    """
+
+    server: str
+    digest: str
+    provider: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +153,18 @@ class Settings:
         )
         settings.require_key()
         return settings
+
+    @property
+    def account(self) -> Account:
+        """Whose limits the requests count towards."""
+        said = {**self.credentials.headers(), **self.headers}
+        text = "\n".join(said.get(name, "") for name in _ACCOUNT_HEADERS)
+        tokens = self.credentials.tokens
+        return Account(
+            server=self.base_url,
+            digest=hashlib.blake2b(text.encode(), digest_size=8, key=_SALT).hexdigest(),
+            provider=None if tokens is None else tokens.identity,
+        )
 
     def with_options(self, options: CallOptions) -> Settings:
         """Return these settings with a call's own over them.

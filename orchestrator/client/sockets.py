@@ -11,12 +11,20 @@ Imported on first use, because it imports httpcore.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from typing import Any
+from typing import Any, Final
 
 import httpcore
 
 __all__ = ["TidyBackend", "undecrypted"]
+
+OPENING: Final = 64
+"""How many connections a pool opens at once.
+
+The time for opening one is counted by the clock. Of thousands that are begun together, each would wait for
+the loop's turns of all others, and a server that answers at once would seem not to.
+"""
 
 
 def undecrypted(tls: object) -> bool:
@@ -38,14 +46,30 @@ def undecrypted(tls: object) -> bool:
 
 
 class TidyBackend(httpcore.AsyncNetworkBackend):
-    """Connects as another does; a cancelled TLS handshake leaves nothing open, and leftovers are known."""
+    """Connects as another does; a cancelled TLS handshake leaves nothing open, and leftovers are known.
+
+    No more than `OPENING` connections are being opened at once; the wait for that is none of their own time.
+    """
 
     def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
         self._backend = backend
+        self._opening = asyncio.Semaphore(OPENING)
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        """Connect; what comes back is as tidy."""
-        return _TidyStream(await self._backend.connect_tcp(*args, **kwargs))
+        """Connect; what comes back is as tidy.
+
+        Raises:
+            httpcore.ConnectError: It could not, or the connection was lost before anything could be sent.
+        """
+        async with self._opening:
+            stream = await self._backend.connect_tcp(*args, **kwargs)
+        try:
+            return _TidyStream(stream)
+        except AttributeError as error:
+            # uvloop takes the socket off a connection that was reset by now, and anyio looks at it all the
+            # same. Any other error than this one would leave open whether the request was sent.
+            await stream.aclose()
+            raise httpcore.ConnectError("the connection was lost as soon as it was made") from error
 
 
 class _TidyStream(httpcore.AsyncNetworkStream):

@@ -125,6 +125,11 @@ class _Stream:
         return cls(call, response, dict(response.headers))
 
     @property
+    def status(self) -> int:
+        """The answer's HTTP status."""
+        return self._response.status_code
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The answer's headers, by lower-case name."""
         return self._events.headers

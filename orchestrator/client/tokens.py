@@ -67,6 +67,15 @@ class _Tokens:
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
 
+    @property
+    def identity(self) -> object:
+        """What is equal for all askers of one provider, and can be hashed."""
+        try:
+            hash(self._provider)
+        except TypeError:
+            return id(self._provider)
+        return self._provider
+
     def _kept(self, refused: Token | None) -> Token | None:
         return None if self._token is refused else self._token
 

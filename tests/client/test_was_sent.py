@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import uvloop
 from drivers import both, driven
 from faulty_server import (
     FaultyServer,
@@ -24,6 +29,9 @@ from faulty_server import (
 
 from orchestrator.client.transport import async_client, sync_client, was_sent
 from orchestrator.errors import APIConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OK = reply({"ok": True})
 
@@ -79,6 +87,42 @@ def test_a_connection_never_established_counts_as_never_sent(kind: str) -> None:
         error = failure_of(kind, url)
     assert isinstance(error, httpx.ConnectTimeout)
     assert not was_sent(error)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["stock", "uvloop"])
+@pytest.mark.parametrize("turns", range(4))
+def test_a_connection_reset_as_soon_as_it_is_made_is_a_broken_one_and_no_defect_of_ours(
+    loop: Callable[[], asyncio.AbstractEventLoop], turns: int
+) -> None:
+    """Whichever of the loop's first turns with the connection the reset meets."""
+
+    async def reset_by(listener: socket.socket) -> None:
+        while True:
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                accepted, _ = listener.accept()
+                break
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+
+    async def attempt(listener: socket.socket) -> Exception:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with async_client(max_connections=1) as client:
+            resetting = asyncio.create_task(reset_by(listener))
+            with pytest.raises(httpx.TransportError) as caught:
+                await client.post(url, content=b"{}")
+            await resetting
+            return caught.value
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=loop) as runner:
+        listener.setblocking(False)
+        error = runner.run(attempt(listener))
+    if was_sent(error):  # the loop had the request by then, and does not say how far it came
+        assert isinstance(error, httpx.ReadError | httpx.WriteError)
+    else:
+        assert isinstance(error, httpx.ConnectError)
 
 
 @both
