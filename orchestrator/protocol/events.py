@@ -271,8 +271,8 @@ class Snapshots:
         elif isinstance(event, RunStepEvent):
             self.steps[event.data.id] = event.data
         else:
-            # Deltas are plain JSON of any shape; each is folded in as a whole or not at all.
-            with suppress(AttributeError, TypeError):
+            # Deltas are plain JSON of any shape and depth; each is folded in as a whole or not at all.
+            with suppress(AttributeError, TypeError, ValueError, RecursionError):
                 self._add_delta(event)
 
     def _add_delta(self, event: StreamEvent) -> None:

@@ -225,6 +225,34 @@ def test_no_delta_makes_snapshots_fail(parts: list[Any], details: list[Any]) -> 
     assert snapshots.steps["step_1"].id == "step_1"
 
 
+def test_a_list_that_holds_no_objects_is_kept_as_it_is() -> None:
+    snapshots = folded(
+        event("thread.run.step.created", id="step_1", object="thread.run.step", type="tool_calls"),
+        step_delta(index=0, outputs=["odd"]),
+        step_delta(index=0, outputs=[{"index": 0, "logs": "more"}]),
+    )
+    details = snapshots.steps["step_1"].step_details
+    assert details is not None
+    assert details.tool_calls == [{"outputs": ["odd"]}]
+
+
+def test_a_delta_nested_deeper_than_the_stack_is_ignored() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"deeper": deep}
+    created = event("thread.run.step.created", id="step_1", object="thread.run.step", type="tool_calls")
+    delta = step_delta(index=0, function={})
+    assert isinstance(delta, RunStepDeltaEvent)
+    details = delta.data.delta.step_details
+    assert details is not None
+    details["tool_calls"][0]["function"] = deep
+    snapshots = folded(created, delta, delta)
+    step = snapshots.steps["step_1"]
+    assert step.step_details is not None
+    assert step.step_details.tool_calls is not None
+    assert step.step_details.tool_calls[0]["function"] is deep
+
+
 def test_deltas_of_objects_never_seen_are_ignored() -> None:
     snapshots = folded(text_delta("lost"), step_delta(index=0, id="call_1"))
     assert (snapshots.messages, snapshots.steps) == ({}, {})
