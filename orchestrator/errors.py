@@ -25,6 +25,8 @@ OrchestratorError
 │   ├── RunFailed                   raised by RunResult.raise_for_status()
 │   ├── DeadlineExceeded            the run's own deadline passed
 │   ├── CancelUnconfirmed           cancel was accepted, the end was never seen
+│   ├── RunStalled                  no progress, and on_stall="cancel" was asked for
+│   ├── BudgetExceeded              max_tool_rounds or max_total_tokens was reached
 │   └── RunLost                     the server no longer knows the run
 ├── ThreadBusy                      another run holds the thread
 ├── Overloaded                      max_pending runs wait already
@@ -50,6 +52,7 @@ __all__ = [
     "AmbiguousOutcome",
     "AuthenticationError",
     "BadRequestError",
+    "BudgetExceeded",
     "CancelUnconfirmed",
     "ConflictError",
     "DeadlineExceeded",
@@ -65,6 +68,7 @@ __all__ = [
     "RunError",
     "RunFailed",
     "RunLost",
+    "RunStalled",
     "ThreadBusy",
     "ToolError",
     "UnprocessableEntityError",
@@ -235,14 +239,22 @@ class AmbiguousOutcome(OrchestratorError):
     Attributes:
         operation: The operation's name, such as `"create_run"`.
         thread_id: The thread concerned, or `None`.
+        run_id: The run concerned, or `None` when it is the run's creation that is uncertain.
         nonce: The value under metadata key `orchestrator_nonce` that marks the object, or `None`.
     """
 
     def __init__(
-        self, message: str, *, operation: str, thread_id: str | None = None, nonce: str | None = None
+        self,
+        message: str,
+        *,
+        operation: str,
+        thread_id: str | None = None,
+        run_id: str | None = None,
+        nonce: str | None = None,
     ) -> None:
         self.operation = operation
         self.thread_id = thread_id
+        self.run_id = run_id
         self.nonce = nonce
         super().__init__(message)
 
@@ -275,6 +287,14 @@ class DeadlineExceeded(RunError):
 
 class CancelUnconfirmed(RunError):
     """Cancel was posted, and the run did not reach a terminal status in time."""
+
+
+class RunStalled(RunError):
+    """The run showed no progress for `stall_s`, and `on_stall="cancel"` was asked for: it was cancelled."""
+
+
+class BudgetExceeded(RunError):
+    """The run went past `max_tool_rounds` or `max_total_tokens`, and was cancelled."""
 
 
 class RunLost(RunError):

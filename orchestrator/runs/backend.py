@@ -8,6 +8,7 @@ answer means, is the lifecycle's.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
@@ -16,7 +17,7 @@ import msgspec
 from orchestrator.client import endpoints
 from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.retry import NONCE_KEY
-from orchestrator.errors import APIError
+from orchestrator.errors import APIError, APIStatusError
 from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent
 from orchestrator.runs.effects import (
     CancelRun,
@@ -40,16 +41,35 @@ from orchestrator.runs.inputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from orchestrator.client import AsyncThreadsClient
-    from orchestrator.client.call import Call
+    from orchestrator.client.call import Answer, Call
+    from orchestrator.client.stream import AsyncEventStream
     from orchestrator.protocol.events import StreamEvent
     from orchestrator.protocol.objects import Message, Page, Run, RunStep
 
-__all__ = ["Backend", "Report", "ThreadsBackend"]
+__all__ = ["Backend", "Heard", "Report", "ThreadsBackend"]
 
+T = TypeVar("T")
 L = TypeVar("L", bound=Listed)
+
+_REPEATED = ("instructions", "tools", "metadata", "truncation_strategy", "tool_choice", "response_format")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a server said around one of its answers, an error's or a stream's included.
+
+    Attributes:
+        status: The HTTP status.
+        headers: By lower-case name.
+        request_id: The server's `x-request-id`, or `None`.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    request_id: str | None
 
 
 class Report(Protocol):
@@ -75,23 +95,29 @@ class ThreadsBackend:
 
     Args:
         client: Makes the requests, with the run's own credentials; it belongs to the actors' loop.
+        heard: Told of every answer, on that loop, before what it means is reported. One that cannot be
+            understood is not among them.
     """
 
-    def __init__(self, client: AsyncThreadsClient) -> None:
+    def __init__(self, client: AsyncThreadsClient, *, heard: Callable[[Heard], object]) -> None:
         self._client = client
+        self._heard = heard
+        self._last: Run | None = None
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
         """Make one attempt; see `Backend.perform`."""
         try:
             await self._perform(effect, report)
         except APIError as error:
+            if isinstance(error, APIStatusError):
+                self._hear(error)
             report(RequestFailed(number=effect.number, error=error))
 
     async def _perform(self, effect: RequestEffect, report: Report) -> None:
         match effect:
             case CreateThread():
                 call = endpoints.create_thread(metadata={NONCE_KEY: effect.nonce})
-                answer = await self._client.attempt(call)
+                answer = await self._attempt(call)
                 report(ThreadCreated(number=effect.number, thread=answer.value))
             case CreateRun():
                 await self._create_run(effect, report)
@@ -102,15 +128,21 @@ class ThreadsBackend:
             case SubmitToolOutputs():
                 await self._submit(effect, report)
             case ListRuns():
-                page = await self._client.attempt(
-                    endpoints.list_runs(effect.thread_id, limit=100, order="desc")
-                )
+                page = await self._attempt(endpoints.list_runs(effect.thread_id, limit=100, order="desc"))
                 report(RunsListed(number=effect.number, runs=tuple(page.value.data)))
             case FetchTranscript():
                 messages, steps = await self._messages(effect), await self._steps(effect)
                 report(TranscriptFetched(number=effect.number, messages=messages, steps=steps))
             case _:
                 assert_never(effect)
+
+    async def _attempt(self, call: Call[T]) -> Answer[T]:
+        answer = await self._client.attempt(call)
+        self._hear(answer)
+        return answer
+
+    def _hear(self, answer: Answer[Any] | APIStatusError | AsyncEventStream) -> None:
+        self._heard(Heard(status=answer.status, headers=answer.headers, request_id=answer.request_id))
 
     async def _create_run(self, effect: CreateRun, report: Report) -> None:
         build = endpoints.stream_run if effect.stream else endpoints.create_run
@@ -135,18 +167,20 @@ class ThreadsBackend:
             await self._run(effect, call, report)
 
     async def _run(self, effect: RequestEffect, call: Call[Run], report: Report) -> None:
-        answer = await self._client.attempt(call)
+        answer = await self._attempt(call)
+        run = self._lean(answer.value)
         report(
             RunObserved(
                 number=effect.number,
-                run=answer.value,
+                run=run,
                 poll_after_s=answer.poll_after_s,
-                expires_in_s=_ServerClock(answer.headers).seconds_until(answer.value.expires_at),
+                expires_in_s=_ServerClock(answer.headers).seconds_until(run.expires_at),
             )
         )
 
     async def _stream(self, number: int, call: Call[Run], report: Report) -> None:
         async with self._client.attempt_stream(call) as stream:
+            self._hear(stream)
             ending: APIError | None = None
             run_id: str | None = None
             clock = _ServerClock(stream.headers)
@@ -155,13 +189,32 @@ class ThreadsBackend:
                     if isinstance(event, DoneEvent):
                         break
                     run_id = run_id or event.run_id
-                    named = event if event.run_id else msgspec.structs.replace(event, run_id=run_id)
-                    report(_input(number, named, clock, stream.poll_after_s))
+                    # The same variable, lest the original is kept while the next one is waited for.
+                    event = self._lean_event(event, run_id)  # noqa: PLW2901 - as said above
+                    report(_input(number, event, clock, stream.poll_after_s))
                     if isinstance(event, ErrorEvent):
                         break
             except APIError as error:
                 ending = error
         report(StreamEnded(number=number, error=ending))
+
+    def _lean_event(self, event: StreamEvent, run_id: str | None) -> StreamEvent:
+        """The same event, of this run."""
+        if isinstance(event, RunEvent):
+            return msgspec.structs.replace(event, data=self._lean(event.data))
+        return event if event.run_id else msgspec.structs.replace(event, run_id=run_id)
+
+    def _lean(self, run: Run) -> Run:
+        """The same run, holding what the last look at it holds already instead of a copy.
+
+        Every event of a run repeats kilobytes of definitions, and a run's events are kept.
+        """
+        last, self._last = self._last, run
+        if last is not None:
+            held = {name: getattr(last, name) for name in _REPEATED}
+            same = {name: value for name, value in held.items() if value == getattr(run, name)}
+            self._last = msgspec.structs.replace(run, **same)
+        return self._last
 
     async def _messages(self, effect: FetchTranscript) -> tuple[Message, ...]:
         return await self._all(
@@ -177,7 +230,7 @@ class ThreadsBackend:
         pager = Pager(first)
         items: list[L] = []
         while (call := pager.next()) is not None:
-            items.extend(pager.take((await self._client.attempt(call)).value))
+            items.extend(pager.take((await self._attempt(call)).value))
         return tuple(items)
 
 

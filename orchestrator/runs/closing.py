@@ -11,7 +11,7 @@ from orchestrator.client.retry import Verdict, judge
 from orchestrator.errors import BadRequestError, CancelUnconfirmed, OrchestratorClosed, RunError
 from orchestrator.protocol.objects import ACTIVE_STATUSES
 from orchestrator.runs.collecting import Collecting
-from orchestrator.runs.effects import CancelRun, Finish, RetrieveRun
+from orchestrator.runs.effects import CancelRun, Finish, RetrieveRun, Withdraw
 from orchestrator.runs.inputs import (
     CancelRequested,
     DetachRequested,
@@ -46,8 +46,15 @@ class Closing(Collecting):
 
     def _cancel_creating(self, _: Input) -> None:
         self._update(ending=self.record.ending or Ending.CANCELLED)
+        self._leave_creating()
+
+    def _leave_creating(self) -> None:
+        """End a run that may not exist: what has left is waited for, because only its outcome tells."""
         if self.record.pending is None:
             self._finish_unsent()
+        else:
+            self._bound_ending()
+            self._do(Withdraw(number=self.record.pending))
 
     def _give_up(self, error: OrchestratorError) -> None:
         """Go no further with a run that exists: cancel it, then fail."""
@@ -58,6 +65,8 @@ class Closing(Collecting):
         self._clear(Timer.RETRY, Timer.STALL, Timer.UNKNOWN)
         self._failures = 0
         self._poll_after_s = None
+        if self.record.pending is not None:
+            self._do(Withdraw(number=self.record.pending))
         self._enter(Phase.CANCELLING)
         self._bound_ending()
         self._send_cancel()
@@ -128,14 +137,17 @@ class Closing(Collecting):
         self._update(phase=Phase.WATCHING, floor=self._number)
 
     def _detach(self, _: Input) -> None:
+        self._detaching = True
         if self.record.phase is Phase.CREATING and self.record.pending is not None:
-            self._detaching = True
+            self._leave_creating()
         else:
             self._detach_now()
 
     def _detach_now(self) -> None:
         record = self.record
-        if self._verdict is not None:
+        if Timer.RERUN in self._timers:
+            self._finish_without_rerun()
+        elif self._verdict is not None:
             self._cut_collecting("the orchestrator was closed")
         elif record.ending is Ending.DEADLINE:
             left = "it was left running, as on_deadline='detach' asks"
@@ -157,6 +169,8 @@ class Closing(Collecting):
         match self.record.phase:
             case Phase.CANCELLING:
                 return
+            case Phase.COLLECTING if Timer.RERUN in self._timers:
+                self._finish_without_rerun()
             case Phase.COLLECTING:
                 self._bound_ending()
             case phase:
@@ -172,8 +186,6 @@ class Closing(Collecting):
             self._cancel_creating(CancelRequested())
         else:
             self._post_cancel()
-        if self.record.phase is Phase.CREATING:
-            self._bound_ending()
 
     @property
     def _leaves_overdue_run(self) -> bool:
@@ -192,12 +204,19 @@ class Closing(Collecting):
 
     def _finish_unsent(self) -> None:
         """End a run that was never created."""
-        if self.record.ending is Ending.DEADLINE:
-            self._finish_error(self._overdue("it had not been created"))
-        elif self.record.ending is Ending.CANCELLED:
-            self._finish(
-                Finish(result=RunResult(status="cancelled", thread_id=self.record.thread_id, run_id=None))
+        record = self.record
+        if record.ending is Ending.DEADLINE:
+            why = f", because run {record.blocked_by} held its thread" if record.blocked_by else ""
+            self._finish_error(self._overdue(f"it had not been created{why}"))
+        elif record.ending is Ending.CANCELLED:
+            result = RunResult(
+                status="cancelled",
+                thread_id=record.thread_id,
+                run_id=None,
+                tool_calls=record.results,
+                usage=record.spent,
             )
+            self._finish(Finish(result=result))
         else:
             self._detach_now()
 

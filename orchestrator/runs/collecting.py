@@ -1,18 +1,26 @@
 """The verdict of a run, and what becomes of it.
 
-Owns the phase `collecting`, the outcome, and the words of its errors.
+Owns the phase `collecting`, the outcome, and the words of its errors. Whether another run follows is
+`orchestrator.runs.rerun`'s to say.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestrator.client.retry import Verdict, judge
 from orchestrator.errors import DeadlineExceeded, NotFoundError, RunError, RunLost
 from orchestrator.protocol.events import MessageEvent, RunStepEvent
 from orchestrator.protocol.objects import LastError, Message, RunStep
+from orchestrator.runs import rerun
 from orchestrator.runs.effects import CancelRun, FetchTranscript, Finish, ListRuns, Publish
-from orchestrator.runs.inputs import RequestFailed, RunObserved, RunsListed, Timer, TranscriptFetched
+from orchestrator.runs.inputs import (
+    CancelRequested,
+    RequestFailed,
+    RunObserved,
+    RunsListed,
+    Timer,
+    TranscriptFetched,
+)
 from orchestrator.runs.machine import Machine, run_event
 from orchestrator.runs.record import Ending, Phase
 from orchestrator.runs.result import RunResult
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Collecting"]
 
 _E = TypeVar("_E", bound=RunError)
-_T = TypeVar("_T", Message, RunStep)
 
 
 class Collecting(Machine):
@@ -77,7 +84,7 @@ class Collecting(Machine):
         if self._verdict is None or not self._answered(listed.number, ListRuns):
             return
         for run in listed.runs:
-            if self._is_ours(run) and run.id != self._verdict.id and not run.is_terminal:
+            if self.record.is_marked(run) and run.id != self._verdict.id and not run.is_terminal:
                 self._notice("run.duplicate", detail=f"run {run.id} came of the same request: cancelling it")
                 self._cancel_run(run.id)
         self._collect_after_strays(self._verdict)
@@ -97,26 +104,34 @@ class Collecting(Machine):
                 self._set(Timer.POLL, self._pause())
 
     def _take_transcript(self, fetched: TranscriptFetched) -> None:
-        if self._verdict is None or not self._answered(fetched.number, FetchTranscript):
-            return
+        if self._verdict is not None and self._answered(fetched.number, FetchTranscript):
+            self._show_missed(fetched)
+            self._finish_verdict(self._verdict)
+
+    def _show_missed(self, fetched: TranscriptFetched) -> None:
+        """Publish what was not shown as it is now, in the order in which a stream would have ended it."""
         known = self._snapshots
+        written = {message.id: message for message in fetched.messages}
         for step in fetched.steps:
+            message = written.pop(_message_id(step), None)
+            if message is not None:
+                self._show_message(message)
             if known.steps.get(step.id) != step:
-                step_event = RunStepEvent(
-                    event=f"thread.run.step.{step.status}", data=step, run_id=self.record.run_id
-                )
-                self._effects.append(Publish(event=step_event))
-        for message in fetched.messages:
-            if known.messages.get(message.id) != message:
-                name = f"thread.message.{message.status or 'completed'}"
-                event = MessageEvent(event=name, data=message, run_id=self.record.run_id)
+                name = f"thread.run.step.{step.status}"
+                event = RunStepEvent(event=name, data=step, run_id=self.record.run_id)
                 self._effects.append(Publish(event=event))
-        # What was fetched comes first, in the server's order: a stream may have shown a later part only.
-        known.steps = {step.id: step for step in fetched.steps} | _without(known.steps, fetched.steps)
-        known.messages = {message.id: message for message in fetched.messages} | _without(
-            known.messages, fetched.messages
-        )
-        self._finish_verdict(self._verdict)
+        for message in written.values():
+            self._show_message(message)
+        # In the server's order, and nothing but what it has: a stream shows what a server that is killed at
+        # that moment never stored, and may do anew.
+        known.steps = {step.id: step for step in fetched.steps}
+        known.messages = {message.id: message for message in fetched.messages}
+
+    def _show_message(self, message: Message) -> None:
+        if self._snapshots.messages.get(message.id) != message:
+            name = f"thread.message.{message.status or 'completed'}"
+            event = MessageEvent(event=name, data=message, run_id=self.record.run_id)
+            self._effects.append(Publish(event=event))
 
     def _fail_collecting(self, failed: RequestFailed) -> None:
         effect = self._requests.pop(failed.number, None)
@@ -132,13 +147,10 @@ class Collecting(Machine):
 
     def _fail_transcript(self, effect: FetchTranscript, error: APIError) -> None:
         """A completed run without its text is of little use: ask for as long as an end is waited for."""
-        if judge(error, repeatable=True) is not Verdict.AGAIN:
+        if self._look_again(effect, error):
+            self._bound_ending()
+        else:
             self._cut_collecting(str(error))
-            return
-        self._failures += 1
-        self._bound_ending()
-        self._retry = self._repeat(effect)
-        self._set(Timer.RETRY, self._capped_backoff(error))
 
     def _fail_to_look(self, error: APIError) -> None:
         if self._verdict is None:
@@ -170,11 +182,36 @@ class Collecting(Machine):
         if self._is_failure(run):
             became = self._overdue(f"it was cancelled and ended as {run.status}")
             self._finish_error(self.record.failure or became)
-        else:
+            return
+        self._effects.append(Publish(event=run_event(run)))
+        pause = rerun.pause_s(self.record, run, now=self._now, jitter=self._jitter())
+        if pause is None or self._detaching:
             self._finish_result(run)
+        else:
+            self._await_rerun(run, pause)
+
+    def _await_rerun(self, run: Run, pause: float) -> None:
+        self._clear(Timer.CANCEL, Timer.RETRY)
+        self._enter(Phase.COLLECTING)
+        reason = run.last_error.code if run.last_error is not None else "its time was over"
+        self._notice(
+            "run.rerun",
+            detail=f"it {run.status} ({reason}): run {self.record.attempt + 1} of at most "
+            f"{self.record.request.rerun.attempts} follows in {pause:.1f} s",
+        )
+        self._set(Timer.RERUN, pause)
+
+    def _cancel_collecting(self, _: CancelRequested) -> None:
+        """The run is over; what can still be prevented is that another follows."""
+        self._update(ending=self.record.ending or Ending.CANCELLED)
+        self._finish_without_rerun()
+
+    def _finish_without_rerun(self) -> None:
+        if Timer.RERUN in self._timers:
+            assert self._verdict is not None
+            self._finish_result(self._verdict)
 
     def _finish_result(self, run: Run) -> None:
-        self._effects.append(Publish(event=run_event(run)))
         self._finish(
             Finish(
                 result=RunResult(
@@ -184,7 +221,7 @@ class Collecting(Machine):
                     messages=tuple(self._snapshots.messages.values()),
                     steps=tuple(self._snapshots.steps.values()),
                     tool_calls=self.record.results,
-                    usage=run.usage,
+                    usage=rerun.spent(self.record, run.usage),
                     error=run.last_error or _incomplete(run),
                 )
             )
@@ -204,11 +241,15 @@ class Collecting(Machine):
     def _run_error(self, kind: type[_E], what: str) -> _E:
         record = self.record
         who = f"run {record.run_id} on thread {record.thread_id}" if record.run_id else f"run {record.key!r}"
+        if record.earlier:
+            who += f" (after {', '.join(record.earlier)})"
         return kind(f"{who} {what}", thread_id=record.thread_id, run_id=record.run_id, status=record.status)
 
 
-def _without(known: dict[str, _T], others: tuple[_T, ...]) -> dict[str, _T]:
-    return {key: item for key, item in known.items() if key not in {other.id for other in others}}
+def _message_id(step: RunStep) -> str:
+    """The id of the message that a step wrote, if it wrote one."""
+    creation = step.step_details.message_creation if step.step_details is not None else None
+    return str((creation or {}).get("message_id", ""))
 
 
 def _incomplete(run: Run) -> LastError | None:

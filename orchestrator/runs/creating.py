@@ -1,6 +1,7 @@
 """A run that does not exist yet, or whose existence is not known: its thread, its create, its reconciliation.
 
-Owns the phase `creating`, and with it the promise that one start makes one run.
+Owns the phase `creating`, and with it the promise that one start makes one run, and the wait for a thread
+that somebody else's run holds: the server's word on that counts, whatever our own table says.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import re
 from typing import TYPE_CHECKING
 
 from orchestrator.client.retry import NONCE_KEY, Verdict, judge
-from orchestrator.errors import AmbiguousOutcome, APIStatusError, BadRequestError, ThreadBusy
-from orchestrator.runs.effects import CreateRun, CreateThread, ListRuns
+from orchestrator.errors import AmbiguousOutcome, BadRequestError, NotFoundError, ThreadBusy
+from orchestrator.protocol.events import Snapshots
+from orchestrator.protocol.objects import TERMINAL_STATUSES
+from orchestrator.runs import rerun
+from orchestrator.runs.effects import CancelRun, CreateRun, CreateThread, ListRuns, RetrieveRun
 from orchestrator.runs.following import Following
 from orchestrator.runs.inputs import (
     RequestFailed,
@@ -20,10 +24,10 @@ from orchestrator.runs.inputs import (
     ThreadCreated,
     Timer,
 )
-from orchestrator.runs.record import Phase, RunRecord
+from orchestrator.runs.record import Phase
 
 if TYPE_CHECKING:
-    from orchestrator.errors import APIError, OrchestratorError
+    from orchestrator.errors import APIError
     from orchestrator.protocol.objects import Run
 
 __all__ = ["Creating"]
@@ -43,14 +47,16 @@ class Creating(Following):
             return
         self._failures = 0
         echoed = (created.thread.metadata or {}).get(NONCE_KEY) == self.record.nonce
-        self._update(thread_id=created.thread.id, metadata_echoed=echoed)
+        known = self.record.metadata_echoed
+        self._update(thread_id=created.thread.id, metadata_echoed=echoed or known)
         self._create_run()
 
     def _create_run(self) -> None:
         number = self._next()
         self._sent += 1
         self._listings = 0
-        self._update(pending=number)
+        self._refusal = None
+        self._update(pending=number, blocked_by=None)
         self._send(self._creation(number))
 
     def _creation(self, number: int) -> CreateRun:
@@ -60,25 +66,33 @@ class Creating(Following):
             number=number,
             thread_id=self.record.thread_id,
             assistant_id=request.assistant_id,
-            nonce=self.record.nonce,
-            messages=request.messages,
-            options=request.options,
+            nonce=self.record.mark,
+            messages=request.messages if self.record.attempt == 1 else (),
+            options=rerun.options(self.record),
             metadata=request.metadata,
             stream=request.watch == "stream",
         )
 
-    def _observe_created(self, seen: RunObserved) -> None:
+    def _observe_creating(self, seen: RunObserved) -> None:
         if seen.number == self.record.pending:
             self._requests.pop(seen.number, None)
             self._take_run(seen.run, watched=seen.number if seen.event is not None else None)
             self._go_on(seen)
+        elif self._answered(seen.number, RetrieveRun):
+            self._weigh_holder(seen)
+        elif self._answered(seen.number, CancelRun):
+            self._failures = 0
+            self._set(Timer.POLL, self._pause())
 
     def _take_run(self, run: Run, *, watched: int | None) -> None:
         """The create is decided: this is the run."""
         self._failures = 0
         self._clear(Timer.RETRY, Timer.SETTLE)
         self._gapless = self._gapless and watched is not None
-        self._update(phase=Phase.WATCHING, run_id=run.id, pending=None, watched=watched)
+        echoed = self.record.metadata_echoed or self.record.is_current(run)
+        self._update(
+            phase=Phase.WATCHING, run_id=run.id, pending=None, watched=watched, metadata_echoed=echoed
+        )
 
     def _go_on(self, seen: RunObserved) -> None:
         """Follow a run that has just become known, unless somebody wanted it to end meanwhile."""
@@ -99,23 +113,30 @@ class Creating(Following):
         effect = self._requests.pop(failed.number, None)
         if isinstance(effect, CreateRun):
             self._fail_create(failed.error)
-        elif effect is None or self._again(self._repeat(effect), failed.error, repeatable=True):
-            return
         elif isinstance(effect, CreateThread):
-            self._finish_error(failed.error)
-        else:
+            if not self._again(self._repeat(effect), failed.error, repeatable=True):
+                self._finish_error(failed.error)
+        elif effect is not None and self.record.pending is None:
+            self._fail_waiting(failed.error)
+        elif effect is not None and not self._look_again(effect, failed.error):
             self._finish_ambiguous()
 
     def _fail_create(self, error: APIError) -> None:
         verdict = judge(error, repeatable=False)
-        if verdict is Verdict.AMBIGUOUS or (self.record.ambiguous and _busy(error)):
+        if verdict is Verdict.AMBIGUOUS:
             self._reconcile_create()
         elif verdict is Verdict.AGAIN and self._ends_here:
             self._finish_unsent()
         elif verdict is Verdict.AGAIN and self._again(self._create_run, error, repeatable=False):
             self._update(pending=None)
+        elif _holder(error) is None:
+            self._finish_error(error)
+        elif self.record.ambiguous:
+            # What holds the thread may be what an earlier create of ours has made.
+            self._refusal = error
+            self._reconcile_create()
         else:
-            self._finish_error(_explained(error, self.record))
+            self._be_turned_away(error)
 
     @property
     def _ends_here(self) -> bool:
@@ -133,14 +154,19 @@ class Creating(Following):
             return
         self._failures = 0
         self._listings += 1
-        found = next((run for run in listed.runs if self._is_ours(run)), None)
+        if self.record.pending is None:
+            self._search_holder(listed)
+            return
+        found = next((run for run in listed.runs if self.record.is_current(run)), None)
         if found is not None:
             self._take_run(found, watched=None)
             self._go_on(RunObserved(number=listed.number, run=found))
             return
         if any(run.metadata for run in listed.runs):
             self._update(metadata_echoed=True)
-        if self._listings < 2:
+        if self._refusal is not None and self.record.metadata_echoed:
+            self._be_turned_away(self._refusal)
+        elif self._listings < 2:
             self._set(Timer.SETTLE, self._timing.retry.settle_s)
         else:
             self._settle_create()
@@ -161,33 +187,126 @@ class Creating(Following):
         self._finish_error(
             AmbiguousOutcome(
                 f"whether the run was created on thread {record.thread_id} is not known: no answer came, and "
-                f"its runs could not settle it; look there for metadata {NONCE_KEY}={record.nonce} "
+                f"its runs could not settle it; look there for metadata {NONCE_KEY}={record.mark} "
                 f"before you start it again",
                 operation="create_run",
                 thread_id=record.thread_id,
-                nonce=record.nonce,
+                nonce=record.mark,
             )
         )
 
+    # The thread is held by a run that is not this one: nothing was created.
 
-_ACTIVE_RUN = re.compile(r"already has an active run (\S+?)\.?$|while a run (\S+) is active")
+    def _be_turned_away(self, refusal: APIError) -> None:
+        """The server refuses a second run on the thread: do as the user wants it done."""
+        holder = _holder(refusal) or ""
+        self._refusal = refusal
+        self._failures = self._sent = 0
+        self._poll_after_s = None
+        self._update(pending=None, blocked_by=holder)
+        if self._ends_here:
+            self._finish_unsent()
+        elif self.record.request.on_busy_thread == "reject":
+            self._finish_busy("wait for it, cancel it")
+        else:
+            self._notice("run.blocked", detail=f"the thread is held by run {holder or 'of unknown id'}")
+            self._look_at_holder()
+
+    def _look_at_holder(self) -> None:
+        assert self.record.thread_id is not None
+        if self.record.blocked_by:
+            self._send(
+                RetrieveRun(
+                    number=self._next(), thread_id=self.record.thread_id, run_id=self.record.blocked_by
+                )
+            )
+        else:
+            self._list_runs()
+
+    def _search_holder(self, listed: RunsListed) -> None:
+        """The server did not say which run it is: the newest that is not over."""
+        active = next((run for run in listed.runs if run.status not in TERMINAL_STATUSES), None)
+        if active is None:
+            self._retry = self._create_run
+            self._set(Timer.RETRY, self._pause())
+        else:
+            self._update(blocked_by=active.id)
+            self._weigh_holder(RunObserved(number=listed.number, run=active))
+
+    def _weigh_holder(self, seen: RunObserved) -> None:
+        self._failures = 0
+        self._poll_after_s = seen.poll_after_s
+        holder, request = seen.run, self.record.request
+        # A run that an earlier request of this record has made is nobody else's, whatever the user wants.
+        interrupts = request.on_busy_thread == "interrupt" and request.interrupt_foreign
+        if holder.is_terminal:
+            self._create_run()
+        elif holder.status != "cancelling" and (interrupts or self.record.is_marked(holder)):
+            self._cancel_run(holder.id)
+        elif request.on_busy_thread == "interrupt" and not interrupts and holder.status != "cancelling":
+            self._finish_busy(
+                "it is not this orchestrator's and was not interrupted: pass interrupt_foreign=True"
+            )
+        else:
+            self._set(Timer.POLL, self._pause())
+
+    def _fail_waiting(self, error: APIError) -> None:
+        """A look at the run that holds the thread failed, or its cancel."""
+        self._failures += 1
+        if isinstance(error, NotFoundError):
+            self._create_run()
+        elif isinstance(error, BadRequestError):
+            self._set(Timer.POLL, 0.0 if self._failures == 1 else self._pause())
+        elif judge(error, repeatable=True) is Verdict.AGAIN:
+            self._set(Timer.POLL, self._capped_backoff(error))
+        else:
+            self._finish_error(error)
+
+    def _finish_busy(self, remedy: str) -> None:
+        thread_id, run_id = self.record.thread_id, self.record.blocked_by or None
+        assert thread_id is not None
+        take_over = f", or take it over with adopt({thread_id!r}, {run_id!r})" if run_id else ""
+        busy = ThreadBusy(
+            f"thread {thread_id} is held by run {run_id or 'of unknown id'}: {remedy}{take_over}",
+            thread_id=thread_id,
+            run_id=run_id,
+        )
+        busy.__cause__ = self._refusal
+        self._finish_error(busy)
+
+    # Another run follows one that failed or expired.
+
+    def _begin_rerun(self) -> None:
+        record, ended = self.record, self._verdict
+        assert ended is not None
+        self._verdict = None
+        self._requests.clear()
+        self._snapshots = Snapshots()
+        self._gapless = record.request.watch == "stream"
+        self._failures = self._sent = self._tokens = 0
+        self._poll_after_s = None
+        self._update(
+            phase=Phase.CREATING,
+            attempt=record.attempt + 1,
+            earlier=record.run_ids,
+            carries=record.carries or ended.status == "expired",
+            results=(*record.results, *rerun.abandoned(record)),
+            spent=rerun.spent(record, ended.usage),
+            run_id=None,
+            status=None,
+            expires_at=None,
+            pending=None,
+            watched=None,
+            calls=(),
+            floor=self._number,
+        )
+        self._begin_creating()
 
 
-def _busy(error: APIError) -> bool:
-    return isinstance(error, BadRequestError) and _ACTIVE_RUN.search(error.message) is not None
+_ACTIVE_RUN = re.compile(r"already has an active run(?: (\S+?))?\.?$|while a run(?: (\S+))? is active")
 
 
-def _explained(error: APIError, record: RunRecord) -> OrchestratorError:
-    """Turn the server's refusal of a second run into `ThreadBusy`; leave every other error as it is."""
-    found = _ACTIVE_RUN.search(error.message) if isinstance(error, APIStatusError) else None
-    if found is None or record.thread_id is None:
-        return error
-    run_id = found[1] or found[2]
-    busy = ThreadBusy(
-        f"thread {record.thread_id} is held by run {run_id}: wait for it, cancel it, or "
-        f"take it over with adopt({record.thread_id!r}, {run_id!r})",
-        thread_id=record.thread_id,
-        run_id=run_id,
-    )
-    busy.__cause__ = error
-    return busy
+def _holder(error: APIError) -> str | None:
+    """The run that a refusal says is active on the thread, `""` if it names none; else `None`."""
+    found = _ACTIVE_RUN.search(error.message) if isinstance(error, BadRequestError) else None
+    return None if found is None else found[1] or found[2] or ""

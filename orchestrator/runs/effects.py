@@ -34,6 +34,7 @@ __all__ = [
     "StartTools",
     "StopTools",
     "SubmitToolOutputs",
+    "Withdraw",
 ]
 
 
@@ -124,6 +125,16 @@ class CloseStream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Take a request back that has not left yet; it then fails as one that was never sent.
+
+    Of one that has left, nothing changes.
+    """
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartTools:
     """Start these calls of one round, all at once.
 
@@ -190,5 +201,14 @@ RequestEffect: TypeAlias = (
 )
 
 Effect: TypeAlias = (
-    RequestEffect | CloseStream | StartTools | StopTools | SetTimer | ClearTimer | Record | Publish | Finish
+    RequestEffect
+    | Withdraw
+    | CloseStream
+    | StartTools
+    | StopTools
+    | SetTimer
+    | ClearTimer
+    | Record
+    | Publish
+    | Finish
 )

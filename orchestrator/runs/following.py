@@ -8,10 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.client.retry import Verdict, judge
-from orchestrator.errors import AmbiguousOutcome, NotFoundError, OrchestratorError
+from orchestrator.errors import (
+    AmbiguousOutcome,
+    BudgetExceeded,
+    NotFoundError,
+    OrchestratorError,
+    RunStalled,
+)
+from orchestrator.protocol.events import RunStepEvent
 from orchestrator.protocol.objects import ACTIVE_STATUSES, ToolOutput
 from orchestrator.runs.closing import Closing
-from orchestrator.runs.effects import CloseStream, Publish, StartTools, SubmitToolOutputs
+from orchestrator.runs.effects import CloseStream, FetchTranscript, Publish, StartTools, SubmitToolOutputs
 from orchestrator.runs.inputs import (
     EventObserved,
     RequestFailed,
@@ -19,13 +26,14 @@ from orchestrator.runs.inputs import (
     StreamEnded,
     Timer,
     ToolFinished,
+    TranscriptFetched,
 )
 from orchestrator.runs.record import Phase
 from orchestrator.runs.result import ToolCallResult
 
 if TYPE_CHECKING:
     from orchestrator.errors import APIError
-    from orchestrator.protocol.objects import Run
+    from orchestrator.protocol.objects import Run, ToolCall
 
 __all__ = ["Following"]
 
@@ -45,10 +53,58 @@ class Following(Closing):
             self._weigh(seen)
             return
         self._show(seen)
-        if seen.run.required_calls:
+        self._reckon_expiry(seen)
+        limit = self._limit_reached(seen.run)
+        if limit is not None:
+            # Nobody follows this round, so that what its stream says next is not believed.
+            self._gapless = self._gapless and not seen.run.required_calls
+            self._give_up(limit)
+        elif seen.run.required_calls:
             self._act(seen)
         else:
             self._watch(seen.run)
+
+    def _reckon_expiry(self, seen: RunObserved) -> None:
+        """Learn how long the run may last, as a remaining time: no two machines' clocks are compared."""
+        run = seen.run
+        if seen.expires_in_s is not None:
+            self._update(expires_at=self._now + seen.expires_in_s)
+        elif self.record.expires_at is None and run.expires_at is not None and run.created_at:
+            # Without the server's time, its life counts from the newest moment that the run itself names.
+            lasts_s = run.expires_at - max(run.created_at, run.started_at or 0)
+            self._update(expires_at=self._now + lasts_s)
+
+    def _limit_reached(self, run: Run) -> RunStalled | BudgetExceeded | None:
+        request = self.record.request
+        if run.usage is not None:
+            self._tokens = max(self._tokens, run.usage.total_tokens)
+        if run.required_calls and self.record.round == request.max_tool_rounds:
+            return self._run_error(
+                BudgetExceeded,
+                f"asks for another batch of tool calls after max_tool_rounds={request.max_tool_rounds}: "
+                f"it was cancelled",
+            )
+        if request.on_stall == "cancel" and self._reported_at > self.progressed_at:
+            idle = self._now - self.progressed_at
+            return self._run_error(
+                RunStalled, f"showed no progress for {idle:.0f} s in status {run.status}: it was cancelled"
+            )
+        return self._tokens_exceeded()
+
+    def _tokens_exceeded(self) -> BudgetExceeded | None:
+        """Reckon the tokens from the steps too: servers tell a run's own usage late."""
+        most = self.record.request.max_total_tokens
+        if most is None:
+            return None
+        steps = self._snapshots.steps.values()
+        in_steps = sum(step.usage.total_tokens for step in steps if step.usage is not None)
+        before = 0 if self.record.spent is None else self.record.spent.total_tokens
+        total = before + max(self._tokens, in_steps)
+        if total <= most:
+            return None
+        return self._run_error(
+            BudgetExceeded, f"took {total} tokens, more than max_total_tokens={most}: it was cancelled"
+        )
 
     def _watch(self, run: Run) -> None:
         self._update(phase=Phase.WATCHING)
@@ -68,6 +124,12 @@ class Following(Closing):
             self._snapshots.add(seen.event)
             self._effects.append(Publish(event=seen.event))
 
+    def _observe_event_watching(self, seen: EventObserved) -> None:
+        self._observe_event(seen)
+        exceeded = self._tokens_exceeded() if isinstance(seen.event, RunStepEvent) else None
+        if exceeded is not None:
+            self._give_up(exceeded)
+
     def _end_stream(self, ended: StreamEnded) -> None:
         if ended.number != self.record.watched:
             return
@@ -79,6 +141,12 @@ class Following(Closing):
             "run.gap", detail="the stream was lost before the run ended; polling until the next submission"
         )
         self._retrieve()
+
+    def _fail_acting(self, failed: RequestFailed) -> None:
+        if failed.number == self._filling:
+            self._fail_fill(failed.error)
+        else:
+            self._fail_watching(failed)
 
     def _fail_watching(self, failed: RequestFailed) -> None:
         if self._looked(failed.number):
@@ -95,13 +163,18 @@ class Following(Closing):
             self._give_up(error)
 
     def _check_progress(self) -> None:
-        idle = self._now - self.progressed_at
-        if idle >= self._timing.stall_s:
-            self.progressed_at = self._now
-            self._notice("run.stalled", detail=f"no progress for {idle:.0f} s in status {self.record.status}")
+        patience = self._timing.stall_s
+        left = patience - (self._now - max(self.progressed_at, self._reported_at))
+        # A timer may be due a rounding error too early, and one for that error would be due at once again.
+        if left <= patience / 1000:
+            self._reported_at = self._now
+            since = self._now - self.progressed_at
+            self._notice(
+                "run.stalled", detail=f"no progress for {since:.0f} s in status {self.record.status}"
+            )
             self._retrieve()
-            idle = 0.0
-        self._set(Timer.STALL, self._timing.stall_s - idle)
+            left = patience
+        self._set(Timer.STALL, left)
 
     def _act(self, seen: RunObserved) -> None:
         run = seen.run
@@ -120,12 +193,52 @@ class Following(Closing):
         # The stream is closed when the batch is submitted; what it had still to show then is fetched.
         self._gapless = self._gapless and seen.number == self.record.watched
         self._update(phase=Phase.ACTING, round=self.record.round + 1, calls=calls)
-        bound = None
-        if seen.expires_in_s is not None:
-            bound = max(0.0, seen.expires_in_s - self._timing.expiry_margin_s)
-        self._do(StartTools(round=self.record.round, calls=calls, bound_s=bound))
+        self._start_tools(calls)
         for call in calls:
             self._notice("tool.started", call_id=call.id, name=call.function.name)
+        if self.record.request.watch == "stream" and not self._gapless:
+            self._fill()
+
+    def _start_tools(self, calls: tuple[ToolCall, ...]) -> None:
+        bound = None
+        if self.record.expires_at is not None:
+            bound = max(0.0, self.record.expires_at - self._now - self._timing.expiry_margin_s)
+        self._do(StartTools(round=self.record.round, calls=calls, bound_s=bound))
+
+    def _fill(self) -> None:
+        """Fetch what a lost stream would have shown, now that the server waits: the next one begins here."""
+        self._set(Timer.FILL, self._timing.fill_s)
+        self._send_fill()
+
+    def _send_fill(self) -> None:
+        assert self.record.thread_id is not None
+        assert self.record.run_id is not None
+        self._filling = self._next()
+        self._send(
+            FetchTranscript(number=self._filling, thread_id=self.record.thread_id, run_id=self.record.run_id)
+        )
+
+    def _take_fill(self, fetched: TranscriptFetched) -> None:
+        if fetched.number == self._filling:
+            self._show_missed(fetched)
+            self._gapless = True
+            self._stop_filling()
+            self._submit_if_whole()
+
+    def _fail_fill(self, error: APIError) -> None:
+        self._failures += 1
+        self._requests.pop(self._filling or 0, None)
+        if judge(error, repeatable=True) is Verdict.AGAIN:
+            self._retry = self._send_fill
+            self._set(Timer.RETRY, self._capped_backoff(error))
+        else:
+            self._cut_filling()
+
+    def _cut_filling(self) -> None:
+        """A batch that is whole waits no longer; what is missing is fetched when the run has ended."""
+        self._notice("run.gap", detail="what the lost stream would have shown could not be fetched yet")
+        self._stop_filling()
+        self._submit_if_whole()
 
     def _finish_tool(self, finished: ToolFinished) -> None:
         call = next((call for call in self.open_calls if call.id == finished.call_id), None)
@@ -140,6 +253,7 @@ class Following(Closing):
             output=finished.output,
             error=finished.error,
             duration_s=finished.duration_s,
+            run_id=self.record.run_id,
         )
         self._update(results=self._results_with(result))
         self._notice("tool.finished", call_id=call.id, name=call.function.name, detail=finished.error)
@@ -156,7 +270,7 @@ class Following(Closing):
             self._weigh(seen)
 
     def _submit_if_whole(self) -> None:
-        if self.open_calls:
+        if self.open_calls or self._filling is not None:
             return
         self._failures = self._sent = 0
         if self.record.watched is not None:
@@ -213,6 +327,7 @@ class Following(Closing):
                     f"how the server fares, and start the run again",
                     operation="submit_tool_outputs",
                     thread_id=self.record.thread_id,
+                    run_id=self.record.run_id,
                 )
             )
         else:

@@ -19,8 +19,13 @@ The rules:
     the stream was lost, is checked by retrieving the run, because servers are known to send a spurious one.
 7.  Cancel waits for the id of a create whose outcome is open, then is posted until the run has ended or
     `cancel_timeout_s` is over. A run that completed first is a completed run.
-8.  A run that cannot go on is cancelled on the server, or its ids are in the error.
-9.  An input that the table does not list for the phase raises `IllegalInput` and changes nothing. Answers to
+8.  A run that cannot go on is cancelled on the server, or its ids are in the error. So is one that shows no
+    progress, or goes past its budgets, where the user asked for that.
+9.  A create that is refused because another run holds the thread has made nothing: that run is waited for,
+    reported, or ended, as the user asked, and then the same create is sent.
+10. A run that failed or expired may be followed by another (`orchestrator.runs.rerun`); everything of the
+    handle but the run goes on: deadline, results, rounds and request numbers.
+11. An input that the table does not list for the phase raises `IllegalInput` and changes nothing. Answers to
     requests that no longer matter are listed, and ignored by their number.
 
 The table below is the machine's map: for each phase, which inputs it takes, what handles them, and where
@@ -32,7 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from orchestrator.runs.creating import Creating
-from orchestrator.runs.effects import CreateRun, Effect, StartTools, StopTools, SubmitToolOutputs
+from orchestrator.runs.effects import CreateRun, Effect, StopTools, SubmitToolOutputs
 from orchestrator.runs.inputs import (
     CancelRequested,
     DetachRequested,
@@ -90,7 +95,7 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
     Phase.CREATING: {
         Resumed: ("_resume",),
         ThreadCreated: ("_take_thread",),
-        RunObserved: ("_observe_created", _WA, _AC, _CA, _CO, _FI),
+        RunObserved: ("_observe_creating", _WA, _AC, _CA, _CO, _FI),
         EventObserved: ("_observe_event",),
         RunsListed: ("_search_nonce", _WA, _AC, _CA, _CO, _FI),
         StreamEnded: ("_end_stream_creating",),
@@ -98,11 +103,13 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
         CancelRequested: ("_cancel_creating", _FI),
         DetachRequested: ("_detach", _FI),
         TimerFired: ("_fire", _FI),
+        ToolFinished: _IGNORED,
+        TranscriptFetched: _IGNORED,
     },
     Phase.WATCHING: {
         Resumed: ("_resume",),
         RunObserved: ("_observe", _AC, _CA, _CO, _FI),
-        EventObserved: ("_observe_event",),
+        EventObserved: ("_observe_event_watching", _CA),
         StreamEnded: ("_end_stream",),
         RequestFailed: ("_fail_watching", _CA, _FI),
         ToolFinished: _IGNORED,
@@ -111,17 +118,19 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
         TimerFired: ("_fire", _CA, _FI),
         ThreadCreated: _IGNORED,
         RunsListed: _IGNORED,
+        TranscriptFetched: _IGNORED,
     },
     Phase.ACTING: {
         Resumed: ("_resume", _SU),
         ToolFinished: ("_finish_tool", _SU),
         RunObserved: ("_observe_acting", _CO, _FI),
         EventObserved: ("_observe_event",),
+        TranscriptFetched: ("_take_fill", _SU),
         StreamEnded: ("_end_stream",),
-        RequestFailed: ("_fail_watching", _CA, _FI),
+        RequestFailed: ("_fail_acting", _SU, _CA, _FI),
         CancelRequested: ("_cancel", _CA),
         DetachRequested: ("_detach", _FI),
-        TimerFired: ("_fire", _CA, _FI),
+        TimerFired: ("_fire", _SU, _CA, _FI),
         ThreadCreated: _IGNORED,
         RunsListed: _IGNORED,
     },
@@ -137,6 +146,7 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
         TimerFired: ("_fire", _CA, _FI),
         ThreadCreated: _IGNORED,
         RunsListed: _IGNORED,
+        TranscriptFetched: _IGNORED,
     },
     Phase.CANCELLING: {
         Resumed: ("_resume",),
@@ -150,6 +160,7 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
         TimerFired: ("_fire", _FI),
         ThreadCreated: _IGNORED,
         RunsListed: _IGNORED,
+        TranscriptFetched: _IGNORED,
     },
     Phase.COLLECTING: {
         Resumed: ("_resume",),
@@ -161,9 +172,9 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
         EventObserved: _IGNORED,
         StreamEnded: _IGNORED,
         ToolFinished: _IGNORED,
-        CancelRequested: _IGNORED,
+        CancelRequested: ("_cancel_collecting", _FI),
         DetachRequested: ("_detach", _FI),
-        TimerFired: ("_fire", _FI),
+        TimerFired: ("_fire", _CR, _FI),
     },
     Phase.FINISHED: dict.fromkeys(
         (
@@ -186,6 +197,19 @@ _MAP: Final[dict[Phase, dict[type, tuple[Any, ...]]]] = {
 
 TABLE: Final = {phase: _rules(phase, rules) for phase, rules in _MAP.items()}
 """For each phase, what is done with each kind of input."""
+
+
+_DUE: Final = {
+    Timer.DEADLINE: "_pass_deadline",
+    Timer.RETRY: "_send_again",
+    Timer.SETTLE: "_list_runs",
+    Timer.POLL: "_look",
+    Timer.STALL: "_check_progress",
+    Timer.UNKNOWN: "_give_up_unknown",
+    Timer.CANCEL: "_stop_waiting",
+    Timer.FILL: "_cut_filling",
+    Timer.RERUN: "_begin_rerun",
+}
 
 
 class IllegalInput(RuntimeError):
@@ -281,7 +305,7 @@ class Lifecycle(Creating):
     def _resume_acting(self, under_way: frozenset[str]) -> None:
         missing = tuple(call for call in self.open_calls if call.id not in under_way)
         if missing:
-            self._do(StartTools(round=self.record.round, calls=missing, bound_s=None))
+            self._start_tools(missing)
         self._submit_if_whole()
 
     def _stop_left(self, under_way: frozenset[str]) -> None:
@@ -307,24 +331,24 @@ class Lifecycle(Creating):
         if self._timers.get(fired.timer) != fired.serial:
             return
         del self._timers[fired.timer]
-        match fired.timer:
-            case Timer.DEADLINE:
-                self._pass_deadline()
-            case Timer.RETRY:
-                self._send_again()
-            case Timer.SETTLE:
-                self._list_runs()
-            case Timer.POLL:
-                self._retrieve()
-            case Timer.STALL:
-                self._check_progress()
-            case Timer.UNKNOWN:
-                seconds = self._timing.unknown_status_s
-                self._give_up(self._lost(f"unknown status {self.record.status!r} lasted {seconds:g} s"))
-            case Timer.CANCEL if self.record.phase is Phase.CREATING:
-                self._finish_ambiguous()
-            case Timer.CANCEL:
-                self._fail_unconfirmed()
+        getattr(self, _DUE[fired.timer])()
+
+    def _look(self) -> None:
+        if self.record.phase is Phase.CREATING:
+            self._look_at_holder()
+        else:
+            self._retrieve()
+
+    def _give_up_unknown(self) -> None:
+        seconds = self._timing.unknown_status_s
+        self._give_up(self._lost(f"unknown status {self.record.status!r} lasted {seconds:g} s"))
+
+    def _stop_waiting(self) -> None:
+        """The time that the run was given to end is over."""
+        if self.record.phase is Phase.CREATING:
+            self._finish_ambiguous()
+        else:
+            self._fail_unconfirmed()
 
     def _send_again(self) -> None:
         send, self._retry = self._retry, None

@@ -6,9 +6,10 @@ Owns the mechanics that every phase needs and no rule of the protocol. Knows not
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.client.retry import NONCE_KEY, RetryPolicy, Verdict, delay_s, judge
+from orchestrator.client.retry import RetryPolicy, Verdict, delay_s, judge
 from orchestrator.protocol.events import RunEvent, Snapshots
 from orchestrator.runs.effects import (
     CancelRun,
@@ -33,7 +34,35 @@ if TYPE_CHECKING:
     from orchestrator.errors import APIError
     from orchestrator.protocol.objects import Run, ToolCall
 
-__all__ = ["Machine", "Timing", "run_event"]
+__all__ = ["Machine", "Timing", "WaitsFor", "run_event"]
+
+
+_ANSWERS: Final = {
+    Phase.CREATING: "the created run",
+    Phase.ACTING: "what a lost stream would have shown",
+    Phase.SUBMITTING: "the answer to its tool outputs",
+    Phase.CANCELLING: "the end of the cancelled run",
+    Phase.COLLECTING: "its messages and steps",
+}
+
+
+class WaitsFor(StrEnum):
+    """What keeps a run from going on, in one word."""
+
+    ADMISSION = "admission"
+    """Its turn among the runs of its orchestrator."""
+    THREAD = "thread"
+    """The end of another run on its thread."""
+    LIMITER = "limiter"
+    """Its turn among the requests to its server."""
+    TOOL = "tool"
+    """Its tools."""
+    SERVER = "server"
+    """The server's answer, or the model's work there."""
+    BACKOFF = "backoff"
+    """A pause after a failure."""
+    NOTHING = "nothing"
+    """It is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +71,8 @@ class Timing:
 
     Attributes:
         retry: Attempts and backoff of single requests, and the pause that settles an ambiguous create.
-        stall_s: Without progress for this long, a notice is published and the run is retrieved.
+        stall_s: Without progress for this long, a notice is published and the run is retrieved; what else is
+            done is `RunRequest.on_stall`'s.
         cancel_timeout_s: From the first cancel request to `CancelUnconfirmed`. Also the most that a run
             takes to end once its deadline has passed, whatever happens to its actors meanwhile, and the time
             for which messages are asked for again that a server fails to show.
@@ -50,7 +80,10 @@ class Timing:
         poll_min_s: The first pause between two looks, when the server gives no hint.
         poll_max_s: The longest pause without a hint; the pause grows by a twentieth of the run's age. A hint
             is obeyed from a tenth of `poll_min_s` up to `stall_s`.
-        expiry_margin_s: Kept back from the run's remaining life for the submission itself.
+        expiry_margin_s: Kept back from the run's remaining life for the submission itself: a tool that has
+            not answered by then is answered for, with an error, so that the batch goes out whole.
+        fill_s: How long a submission waits for what a lost stream would have shown, so that the events that
+            follow come after it.
     """
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -60,6 +93,7 @@ class Timing:
     poll_min_s: float = 0.5
     poll_max_s: float = 5.0
     expiry_margin_s: float = 5.0
+    fill_s: float = 5.0
 
 
 class Machine:
@@ -90,11 +124,15 @@ class Machine:
         self._listings = 0
         self._sent = 0
         self._rejection: APIError | None = None
+        self._refusal: APIError | None = None
         self._detaching = False
         self._poll_after_s: float | None = None
         self._verdict: Run | None = None
         self._snapshots = Snapshots()
         self._gapless = record.request.watch == "stream" and record.run_id is None
+        self._filling: int | None = None
+        self._reported_at = float("-inf")
+        self._tokens = 0
         self.began_at = 0.0
         self.progressed_at = 0.0
 
@@ -112,21 +150,31 @@ class Machine:
         return tuple(call for call in self.record.calls if call.id not in done)
 
     @property
-    def waits_for(self) -> str:
-        """What the run waits for, in a few words for people."""
-        if Timer.RETRY in self._timers:
-            return f"backoff after {self._failures} failed attempts"
+    def attempts(self) -> int:
+        """How often the request that the run waits for was sent, the one under way included."""
+        if self.record.phase in (Phase.ACTING, Phase.FINISHED):
+            return 0
+        return self._failures + bool(self._requests)
+
+    @property
+    def waiting(self) -> tuple[WaitsFor, str]:
+        """What the run waits for, and that in a few words for people."""
+        if self.record.phase is Phase.FINISHED:
+            return WaitsFor.NOTHING, "it is over"
+        if self.record.phase is Phase.ADMITTED:
+            return WaitsFor.ADMISSION, "a place among the runs at work"
+        pauses = Timer.RETRY in self._timers or (Timer.POLL in self._timers and not self._requests)
+        if self._failures and pauses:
+            return WaitsFor.BACKOFF, f"the next attempt, after {self._failures} that failed"
         if Timer.SETTLE in self._timers:
-            return "a second look for the created run"
-        match self.record.phase:
-            case Phase.ADMITTED:
-                return "admission"
-            case Phase.ACTING:
-                return "tools: " + ", ".join(call.function.name for call in self.open_calls)
-            case Phase.FINISHED:
-                return "nothing"
-            case _:
-                return "the server"
+            return WaitsFor.BACKOFF, "a second look for the created run"
+        if Timer.RERUN in self._timers:
+            return WaitsFor.BACKOFF, "the run that follows the one that failed or expired"
+        if self.record.blocked_by is not None:
+            return WaitsFor.THREAD, f"thread {self.record.thread_id}, which run {self.record.blocked_by} has"
+        if self.open_calls:
+            return WaitsFor.TOOL, ", ".join(call.function.name for call in self.open_calls)
+        return WaitsFor.SERVER, _ANSWERS.get(self.record.phase, "the run's next step")
 
     def _update(self, **changes: Any) -> None:
         """Change the record; what changes nothing is not worth a `Record`."""
@@ -140,6 +188,13 @@ class Machine:
         self._update(phase=phase)
         if acting:
             self._do(StopTools())
+            self._stop_filling()
+
+    def _stop_filling(self) -> None:
+        """Wait no longer for what a lost stream would have shown."""
+        self._requests.pop(self._filling or 0, None)
+        self._filling = None
+        self._clear(Timer.FILL, Timer.RETRY)
 
     def _flush(self) -> None:
         if self._unrecorded:
@@ -189,14 +244,12 @@ class Machine:
         """Whether this shows the run as it is, not as it was before the last submission."""
         return seen.number == self.record.watched or self._looked(seen.number)
 
-    def _is_ours(self, run: Run) -> bool:
-        return (run.metadata or {}).get(NONCE_KEY) == self.record.nonce
-
     def _show(self, seen: RunObserved) -> None:
         """Publish a run's status once, in the event it came in or in one like it. A verdict comes last."""
         changed = seen.run.status != self.record.status
-        if changed:
+        if changed or seen.event is not None:
             self.progressed_at = self._now
+        if changed:
             self._update(status=seen.run.status)
         if changed or seen.event is not None:
             self._effects.append(Publish(event=seen.event or run_event(seen.run)))
@@ -260,6 +313,15 @@ class Machine:
             return False
         self._retry = send
         self._set(Timer.RETRY, pause)
+        return True
+
+    def _look_again(self, effect: RequestEffect, error: APIError) -> bool:
+        """Repeat a look after a backoff for as long as the run's own bounds allow, if it may help."""
+        if judge(error, repeatable=True) is not Verdict.AGAIN:
+            return False
+        self._failures += 1
+        self._retry = self._repeat(effect)
+        self._set(Timer.RETRY, self._capped_backoff(error))
         return True
 
     def _repeat(self, effect: RequestEffect) -> Callable[[], None]:

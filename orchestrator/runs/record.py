@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import OrchestratorError
-from orchestrator.protocol.objects import ToolCall
+from orchestrator.protocol.objects import Run, ToolCall, Usage
 from orchestrator.runs.request import RunRequest
 from orchestrator.runs.result import ToolCallResult
 
@@ -55,12 +56,18 @@ class RunRecord:
 
     Attributes:
         key: The caller's or a generated key, unique in this process.
-        nonce: Marks the create request, so that its outcome can be looked up.
+        nonce: Marks what belongs to this record on the server; see `mark`.
         request: What was asked for.
         deadline_at: The deadline, in seconds of the injected clock.
         phase: Where the run stands.
         thread_id: The thread, once it is known.
         run_id: The run, once it is known; known from the start when a run is adopted.
+        attempt: The number of this run, from 1; those before it failed or expired.
+        earlier: The ids of the runs before it.
+        carries: The run is told the tool results so far, because one before it expired.
+        blocked_by: The run of somebody else that holds the thread and is waited for; `""` where the server
+            did not say which.
+        expires_at: When the server will let the run expire, in seconds of the injected clock.
         status: The last status that was seen.
         number: The last request number that was issued when this was recorded.
         pending: The create or submit whose outcome is open.
@@ -69,6 +76,7 @@ class RunRecord:
         round: The number of the current batch of tool calls; 0 before the first.
         calls: The calls of the current batch, while it is acted on or submitted.
         results: The outcomes of all batches, in the order the calls were asked for within each.
+        spent: The tokens of the runs before this one.
         ambiguous: A create was sent whose outcome no answer told.
         metadata_echoed: The server was seen to give metadata back, so that a nonce can be missed.
         ending: Why the orchestrator ends the run, or `None`.
@@ -82,6 +90,11 @@ class RunRecord:
     phase: Phase = Phase.ADMITTED
     thread_id: str | None = None
     run_id: str | None = None
+    attempt: int = 1
+    earlier: tuple[str, ...] = ()
+    carries: bool = False
+    blocked_by: str | None = None
+    expires_at: float | None = None
     status: str | None = None
     number: int = 0
     pending: int | None = None
@@ -90,10 +103,29 @@ class RunRecord:
     round: int = 0
     calls: tuple[ToolCall, ...] = ()
     results: tuple[ToolCallResult, ...] = ()
+    spent: Usage | None = None
     ambiguous: bool = False
     metadata_echoed: bool = False
     ending: Ending | None = None
     failure: OrchestratorError | None = None
+
+    @property
+    def mark(self) -> str:
+        """What marks the create request of the current run, so that its outcome can be looked up."""
+        return self.nonce if self.attempt == 1 else f"{self.nonce}.{self.attempt}"
+
+    def is_current(self, run: Run) -> bool:
+        """Whether the current run's create request made that run."""
+        return (run.metadata or {}).get(NONCE_KEY) == self.mark
+
+    def is_marked(self, run: Run) -> bool:
+        """Whether any create request of this record made that run."""
+        return (run.metadata or {}).get(NONCE_KEY, "").partition(".")[0] == self.nonce
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The ids of all the runs so far, oldest first."""
+        return self.earlier if self.run_id is None else (*self.earlier, self.run_id)
 
     def results_of(self, round_number: int) -> dict[str, ToolCallResult]:
         """The outcomes of one batch, by call id."""

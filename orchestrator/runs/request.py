@@ -15,7 +15,11 @@ from orchestrator.protocol.objects import JSON
 
 __all__ = [
     "Messages",
+    "OnBusyThread",
     "OnDeadline",
+    "OnExpired",
+    "OnStall",
+    "RerunPolicy",
     "RunRequest",
     "Watch",
     "normalized_messages",
@@ -26,11 +30,41 @@ __all__ = [
 Messages: TypeAlias = str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]]
 """A user's text, one message as the protocol writes it, or several of either."""
 
+OnBusyThread: TypeAlias = Literal["enqueue", "reject", "interrupt"]
 OnDeadline: TypeAlias = Literal["cancel", "detach"]
+OnExpired: TypeAlias = Literal["fail", "restart"]
+OnStall: TypeAlias = Literal["report", "cancel"]
 Watch: TypeAlias = Literal["stream", "poll"]
 
 USER_METADATA_PAIRS = 15
 """Of the protocol's 16 pairs, the nonce takes one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerunPolicy:
+    """Which failed runs are followed by another run on the same thread, and how soon.
+
+    Attributes:
+        attempts: The most runs for one `start()`, the first included; those that follow an expired one count.
+        codes: The `last_error.code`s worth another run.
+        base_s: The upper bound of the first pause, in seconds; it doubles with each further one.
+        cap_s: The upper bound of every pause, in seconds.
+    """
+
+    attempts: int = 3
+    codes: frozenset[str] = frozenset({"rate_limit_exceeded", "server_error"})
+    base_s: float = 1.0
+    cap_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        for name in ("base_s", "cap_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+_NO_RERUNS = RerunPolicy(codes=frozenset())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +79,15 @@ class RunRequest:
         watch: Whether to stream or to poll.
         deadline_s: Seconds from `start()` to the end of the run, waiting for admission included.
         on_deadline: What happens then: cancel the run, or leave it running and stop watching.
+        on_stall: What happens to a run that shows no progress: it is reported, or cancelled too.
+        on_busy_thread: What happens while another run holds the thread: wait for its end, fail, or end it.
+        interrupt_foreign: Whether "interrupt" may end a run that this orchestrator does not conduct.
+        on_expired: What happens to a run that expires: its result says so, or another run follows it, which
+            is told the tool results so far.
+        rerun: Which failed runs are followed by another; by default none.
+        unrepeatable_tools: Names of the tools that may not be called once more by a run that follows.
+        max_tool_rounds: The most batches of tool calls, or `None`; one more ends the run.
+        max_total_tokens: The most tokens, as far as the server tells, or `None`; more end the run.
     """
 
     assistant_id: str
@@ -54,6 +97,14 @@ class RunRequest:
     watch: Watch = "stream"
     deadline_s: float = 600.0
     on_deadline: OnDeadline = "cancel"
+    on_stall: OnStall = "report"
+    on_busy_thread: OnBusyThread = "enqueue"
+    interrupt_foreign: bool = False
+    on_expired: OnExpired = "fail"
+    rerun: RerunPolicy = _NO_RERUNS
+    unrepeatable_tools: frozenset[str] = frozenset()
+    max_tool_rounds: int | None = None
+    max_total_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.assistant_id, str):
@@ -71,6 +122,11 @@ class RunRequest:
         require_seconds("deadline_s", self.deadline_s)
         require_choice("watch", self.watch, get_args(Watch))
         require_choice("on_deadline", self.on_deadline, get_args(OnDeadline))
+        require_choice("on_stall", self.on_stall, get_args(OnStall))
+        require_choice("on_busy_thread", self.on_busy_thread, get_args(OnBusyThread))
+        require_choice("on_expired", self.on_expired, get_args(OnExpired))
+        _require_count("max_tool_rounds", self.max_tool_rounds, least=0)
+        _require_count("max_total_tokens", self.max_total_tokens, least=1)
 
 
 def normalized_messages(messages: Messages | None) -> tuple[JSON, ...]:
@@ -113,6 +169,15 @@ def require_seconds(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
     if not value > 0:
         raise ValueError(f"{name} must be a positive number of seconds, got {value}")
+
+
+def _require_count(name: str, value: int | None, *, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number or None, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def require_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -19,13 +19,15 @@ class ToolCallResult:
     """One tool call and what was answered.
 
     Attributes:
-        round: Which batch of the run it belongs to, from 1. Ids are unique within a round only.
+        round: Which batch it belongs to, from 1, counted through all the runs of a handle. Ids are unique
+            within a round only.
         call_id: The server's id.
         name: The tool's name, as the model gave it.
         arguments: The model's arguments, a JSON document as a string; it may be invalid.
         output: What was submitted to the model.
         error: Why the call failed, or `None`; the model was told, and the run went on.
         duration_s: Seconds from the dispatch to the outcome.
+        run_id: The run that asked for it.
     """
 
     round: int
@@ -35,6 +37,7 @@ class ToolCallResult:
     output: str = field(repr=False)
     error: str | None = None
     duration_s: float = 0.0
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +48,8 @@ class RunResult:
         status: `completed`, `failed`, `cancelled`, `expired` or `incomplete`.
         messages: The messages this run wrote, oldest first.
         steps: The run's steps, oldest first.
-        tool_calls: Every tool call, in the order they were asked for.
-        usage: Tokens spent, or `None` when the server does not say.
+        tool_calls: Every tool call, in the order they were asked for, earlier runs of the handle included.
+        usage: Tokens spent, earlier runs included, or `None` when the server does not say.
         error: The server's `last_error`, or the reason of an incomplete run, or `None`.
         thread_id: The run's thread; `None` when the run was cancelled before anything was sent.
         run_id: The run; `None` when it was cancelled before it was created.
@@ -92,9 +95,12 @@ class Notice:
 
     Attributes:
         event: `tool.started`, `tool.finished`, `run.stalled` (no progress; the run is looked at),
-            `run.gap` (the stream was lost; what it would have shown is fetched later, deltas are gone),
-            `run.duplicate` (a create whose outcome was unknown made a second run; it is cancelled)
-            or `run.restarted` (the run's actor failed; a new one took over).
+            `run.gap` (the stream was lost; what it would have shown is fetched later, deltas are gone; or
+            this reader fell behind, and deltas were merged into the objects they build),
+            `run.duplicate` (a create whose outcome was unknown made a second run; it is cancelled),
+            `run.blocked` (another run holds the thread; its end is waited for), `run.rerun` (the run
+            failed or expired; another one follows it) or `run.restarted` (the run's actor failed; a new one
+            took over).
         run_id: The run, or `None` before it has an id.
         call_id: The tool call concerned, or `None`.
         name: The tool's name, or `None`.
@@ -102,7 +108,14 @@ class Notice:
     """
 
     event: Literal[
-        "tool.started", "tool.finished", "run.stalled", "run.gap", "run.duplicate", "run.restarted"
+        "tool.started",
+        "tool.finished",
+        "run.stalled",
+        "run.gap",
+        "run.duplicate",
+        "run.blocked",
+        "run.rerun",
+        "run.restarted",
     ]
     run_id: str | None
     call_id: str | None = None

@@ -37,7 +37,8 @@ class Tool(Generic[P, R]):
         function: The function itself.
         name: The name by which the model calls it.
         timeout_s: Seconds after which a call is answered with a timeout.
-        idempotent: Whether a call whose outcome is unknown, because its process died, may be run again.
+        idempotent: Whether a call may be made again: because its process died before the outcome was known,
+            or by a run that follows a failed one (`rerun=`).
         strict: Whether the server is asked to hold the model to the schema.
         is_async: Whether it is an `async def`, and runs on an event loop instead of a thread.
         annotation_names: What the annotations mention of the function that encloses this one.
@@ -177,7 +178,8 @@ def tool(
         name: The name for the model; the function's own by default.
         description: What it does, for the model; the docstring's text by default.
         timeout_s: Seconds after which a call is answered with a timeout, counted from the moment it runs.
-        idempotent: Whether a call whose outcome is unknown, because its process died, may be run again.
+        idempotent: Whether a call may be made again: because its process died before the outcome was known,
+            or by a run that follows a failed one (`rerun=`).
         strict: Ask the server to hold the model to the schema. Every parameter is then required.
 
     Raises:
