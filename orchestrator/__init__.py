@@ -16,19 +16,34 @@ from __future__ import annotations
 from orchestrator.errors import OrchestratorError, ToolError
 from orchestrator.orchestrator import Orchestrator
 from orchestrator.runs.machine import Timing
+from orchestrator.runs.request import RerunPolicy
 from orchestrator.runs.result import Notice, RunResult, ToolCallResult
-from orchestrator.supervision import RestartPolicy, RunSnapshot
+from orchestrator.supervision import (
+    BreakerPolicy,
+    Completed,
+    Failed,
+    RestartPolicy,
+    RunSnapshot,
+    ServerLimits,
+    Stopped,
+)
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.tools import Tool, ToolContext, ToolRegistry, tool
 
 __all__ = [
+    "BreakerPolicy",
+    "Completed",
+    "Failed",
     "Notice",
     "Orchestrator",
     "OrchestratorError",
+    "RerunPolicy",
     "RestartPolicy",
     "RunHandle",
     "RunResult",
     "RunSnapshot",
+    "ServerLimits",
+    "Stopped",
     "Timing",
     "Tool",
     "ToolCallResult",

@@ -15,18 +15,23 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client import AsyncThreadsClient, endpoints
 from orchestrator.client.call import CallOptions
-from orchestrator.runs.backend import ThreadsBackend
+from orchestrator.runs.backend import Heard, ThreadsBackend
+from orchestrator.runs.inputs import CancelRequested
 from orchestrator.runs.machine import Timing
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import (
     Messages,
+    OnBusyThread,
     OnDeadline,
+    OnExpired,
+    OnStall,
+    RerunPolicy,
     RunRequest,
     Watch,
     normalized_messages,
@@ -34,11 +39,10 @@ from orchestrator.runs.request import (
     require_seconds,
 )
 from orchestrator.runtime import refuse_blocking_on_running_loop
-from orchestrator.supervision import RestartPolicy, RunSnapshot
+from orchestrator.supervision import RestartPolicy, RunSnapshot, ServerLimits
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.roster import OnActive, Roster, StreamTo, require_consumer
-from orchestrator.supervision.supervisor import OnBusyThread
 from orchestrator.tools import Tool, ToolRegistry
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from orchestrator.supervision import RunState
     from orchestrator.supervision.fleet import Fleet
 
 __all__ = ["OnActive", "Orchestrator", "RunHandle"]
@@ -73,10 +78,16 @@ class Orchestrator:
         max_pending: The most runs that wait; one more is refused with `Overloaded`.
         deadline_s: Seconds for a run from `start()` to its end, unless `start()` says otherwise.
         watch: Whether runs are streamed or polled. A stream that is lost is polled either way.
-        on_busy_thread: Whether a run waits for another run of this orchestrator on its thread, or fails.
+        on_busy_thread: What a run does whose thread another run has: `"enqueue"` waits for its end,
+            `"reject"` fails with `ThreadBusy`, `"interrupt"` cancels it, and those that wait for it.
+        interrupt_foreign: Whether `"interrupt"` may cancel a run, too, that this orchestrator does not
+            conduct.
         restart: How often a run's actor is started again after it died.
+        rerun: Which failed runs are followed by another one, unless `start()` says so; by default none.
         tool_threads: The most threads for synchronous tools.
         timing: Backoffs, timeouts and intervals of the runs.
+        limits: How fast each server is asked, on each key, by all runs together, and when it is left alone.
+        log_tool_data: Whether the logs show what tools are called with and what they answer.
 
     Raises:
         ValueError: No server is named, or a bound makes no sense.
@@ -98,9 +109,13 @@ class Orchestrator:
         deadline_s: float = 600.0,
         watch: Watch = "stream",
         on_busy_thread: OnBusyThread = "enqueue",
+        interrupt_foreign: bool = False,
         restart: RestartPolicy | None = None,
+        rerun: RerunPolicy | None = None,
         tool_threads: int = 32,
         timing: Timing | None = None,
+        limits: ServerLimits | None = None,
+        log_tool_data: bool = False,
     ) -> None:
         if client is not None and any(
             value is not None for value in (base_url, api_key, organization, project)
@@ -132,14 +147,18 @@ class Orchestrator:
         self._registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
         self._deadline_s = deadline_s
         self._watch = watch
+        self._rerun = rerun or RerunPolicy(codes=frozenset())
+        self._on_busy_thread: OnBusyThread = on_busy_thread
+        self._interrupt_foreign = interrupt_foreign
         self._roster = Roster(
             client=self._client,
             max_concurrent_runs=max_concurrent_runs,
             max_pending=max_pending,
-            on_busy_thread=on_busy_thread,
             restart=restart or RestartPolicy(),
             tool_threads=tool_threads,
             timing=timing or Timing(),
+            limits=limits or ServerLimits(),
+            log_tool_data=log_tool_data,
         )
 
     def __enter__(self) -> Self:
@@ -198,6 +217,13 @@ class Orchestrator:
         deadline_s: float | None = None,
         on_deadline: OnDeadline = "cancel",
         watch: Watch | None = None,
+        on_stall: OnStall = "report",
+        on_expired: OnExpired = "fail",
+        rerun: RerunPolicy | None = None,
+        max_tool_rounds: int | None = None,
+        max_total_tokens: int | None = None,
+        on_busy_thread: OnBusyThread | None = None,
+        interrupt_foreign: bool | None = None,
         stream_to: StreamTo = None,
         key: str | None = None,
         api_key: str | None = None,
@@ -231,6 +257,18 @@ class Orchestrator:
             deadline_s: Seconds from now to the run's end, admission included.
             on_deadline: What happens then: cancel the run, or leave it to the server.
             watch: Overrides the orchestrator's `watch`.
+            on_stall: What happens to a run that shows no progress for `Timing.stall_s`: a notice in its
+                events, or `RunStalled` and its cancel.
+            on_expired: Whether an expired run is the result, or followed by another one, which is told the
+                tool results so far; there are never more of them than `rerun.attempts`.
+            rerun: Which failed runs are followed by another one on the same thread, where every tool that was
+                called is `idempotent`; `handle.run_ids` names all of them.
+            max_tool_rounds: The most batches of tool calls; one more is not begun, the run is cancelled and
+                fails with `BudgetExceeded`.
+            max_total_tokens: The most tokens, as far as the server tells them before the end; a run that
+                takes more is cancelled and fails with `BudgetExceeded`.
+            on_busy_thread: Overrides the orchestrator's `on_busy_thread`.
+            interrupt_foreign: Overrides the orchestrator's `interrupt_foreign`.
             stream_to: Told every event: a plain callable, called in order on a thread of its own pool, or a
                 Pykka actor. One that is slow or raises does not harm the run.
             key: A name for the run, unique among the open ones; by default one is generated.
@@ -274,6 +312,14 @@ class Orchestrator:
             watch=watch or self._watch,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
             on_deadline=on_deadline,
+            on_stall=on_stall,
+            on_expired=on_expired,
+            rerun=rerun or self._rerun,
+            unrepeatable_tools=frozenset(tool.name for tool in registry if not tool.idempotent),
+            max_tool_rounds=max_tool_rounds,
+            max_total_tokens=max_total_tokens,
+            on_busy_thread=on_busy_thread or self._on_busy_thread,
+            interrupt_foreign=self._interrupt_foreign if interrupt_foreign is None else interrupt_foreign,
         )
         # Built once here, so that what cannot be sent raises where the mistake was made.
         more = options.get("additional_messages") or ()
@@ -312,20 +358,19 @@ class Orchestrator:
 
         Returns at once. The run is polled until its next submission. The arguments are those of `start()`.
 
+        Whoever adopts a run takes over what holds its thread: it waits for no other run there, whatever
+        `on_busy_thread` says, and those that start later wait for it. Only where another handle of this
+        orchestrator conducts the same run, it waits for that to end or to let go, so that no tool is called
+        by two.
+
         Raises:
             ValueError: An id cannot be sent, or the key is taken.
             Overloaded: `max_pending` runs wait already.
             OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
         """
         endpoints.get_run(thread_id, run_id)
-        request = RunRequest(
-            assistant_id="",
-            watch=self._watch,
-            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
-            on_deadline=on_deadline,
-        )
         return self._begin(
-            request,
+            self._adoption(deadline_s, on_deadline),
             thread_id=thread_id,
             run_id=run_id,
             key=key,
@@ -334,6 +379,69 @@ class Orchestrator:
             stream_to=stream_to,
             options=_options(api_key=api_key, organization=organization, project=project, base_url=base_url),
         )
+
+    def sweep(
+        self,
+        thread_id: str,
+        *,
+        orphans: Literal["adopt", "cancel"],
+        context: object = None,
+        deadline_s: float | None = None,
+        on_deadline: OnDeadline = "cancel",
+        stream_to: StreamTo = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+    ) -> list[RunHandle]:
+        """Take over every run on a thread that is not over and that this orchestrator does not conduct.
+
+        For a start after a crash: what a process that died left on the server holds its thread until it
+        expires. Blocks until the thread's runs are listed, which is retried like any request; it may be
+        repeated. An orphan whose process is alive after all is conducted by two: sweep only threads of yours.
+
+        Args:
+            thread_id: The thread.
+            orphans: Whether they are adopted, or cancelled; then no tool of theirs is called.
+            context: This and what follows is as in `adopt()`.
+            deadline_s: Likewise.
+            on_deadline: Likewise.
+            stream_to: Likewise.
+            api_key: Likewise.
+            organization: Likewise.
+            project: Likewise.
+            base_url: Likewise.
+
+        Returns:
+            Their handles, newest run first; with `"cancel"` their results tell what became of them.
+
+        Raises:
+            ValueError: `orphans` is neither, or the id cannot be sent.
+            APIError: The runs could not be listed.
+            Overloaded: `max_pending` runs wait already; those found before stay adopted, see `runs()`.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.sweep()", "use `await asyncio.to_thread(...)`")
+        require_choice("orphans", orphans, ("adopt", "cancel"))
+        options = _options(api_key=api_key, organization=organization, project=project, base_url=base_url)
+        client = self._client.with_options(**options) if options else self._client
+        found = self._roster.orphans(lambda: client.list_runs(thread_id, limit=100, order="desc"))
+        request = self._adoption(deadline_s, on_deadline)
+        return [
+            self._begin(
+                request,
+                thread_id=thread_id,
+                run_id=run.id,
+                key=None,
+                registry=self._registry,
+                context=context,
+                stream_to=stream_to,
+                options=options,
+                unwanted=orphans == "cancel",
+            )
+            for run in found
+        ]
 
     def runs(self) -> list[RunSnapshot]:
         """Every run that is not over, as it stands at this moment, oldest first; never blocks.
@@ -409,6 +517,14 @@ class Orchestrator:
                 raise TypeError(f"tools must be functions, Tools or wire definitions, not {item!r}")
         return wire, self._registry.merged(handlers)
 
+    def _adoption(self, deadline_s: float | None, on_deadline: OnDeadline) -> RunRequest:
+        return RunRequest(
+            assistant_id="",
+            watch=self._watch,
+            deadline_s=self._deadline_s if deadline_s is None else deadline_s,
+            on_deadline=on_deadline,
+        )
+
     def _begin(
         self,
         request: RunRequest,
@@ -420,6 +536,7 @@ class Orchestrator:
         context: object,
         stream_to: StreamTo,
         options: CallOptions,
+        unwanted: bool = False,
     ) -> RunHandle:
         self._roster.refuse_fork()
         require_consumer(stream_to)
@@ -435,18 +552,30 @@ class Orchestrator:
             run_id=run_id,
         )
 
-        def in_flight(fleet: Fleet) -> InFlight:
-            return InFlight(
+        def begun(fleet: Fleet, state: RunState) -> InFlight:
+            gate = fleet.gates.of(client.account)
+
+            def hear(heard: Heard) -> None:
+                state.last_request_id = heard.request_id
+                gate.hear(heard.status, heard.headers)
+
+            in_flight = InFlight(
                 key=record.key,
-                backend=ThreadsBackend(client),
+                backend=ThreadsBackend(client, heard=hear),
+                gate=gate,
+                draining=fleet.draining,
                 executor=fleet.executor,
                 registry=registry,
                 context=context,
                 contextvars_context=contextvars.copy_context(),
                 loop_thread=fleet.loop_thread,
             )
+            if unwanted:
+                # Said before anybody conducts the run: what nobody wants is not gone on with.
+                in_flight.report(CancelRequested())
+            return in_flight
 
-        return self._roster.begin(record, server=client.base_url, in_flight=in_flight, stream_to=stream_to)
+        return self._roster.begin(record, server=client.base_url, in_flight=begun, stream_to=stream_to)
 
 
 def _options(**given: str | None) -> CallOptions:

@@ -129,7 +129,7 @@ class LiveTable:
                 Text(phase, style=style),
                 Text(f"{snapshot.age_s:.1f} s"),
                 Text(str(snapshot.tool_calls + len(snapshot.open_calls))),
-                Text("" if over else snapshot.waits_for),
+                Text("" if over else f"{snapshot.waits_for}: {snapshot.waits_detail}"),
                 Text(questions[index]),
             ]
             table.add_row(*cells[: len(table.columns)])

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from orchestrator.supervision.breaker import BreakerPolicy
+from orchestrator.supervision.gate import ServerLimits
+from orchestrator.supervision.outcomes import Completed, Failed, Stopped
 from orchestrator.supervision.state import RunSnapshot, RunState
 from orchestrator.supervision.supervisor import RestartPolicy, Supervisor
 
-__all__ = ["RestartPolicy", "RunSnapshot", "RunState", "Supervisor"]
+__all__ = [
+    "BreakerPolicy",
+    "Completed",
+    "Failed",
+    "RestartPolicy",
+    "RunSnapshot",
+    "RunState",
+    "ServerLimits",
+    "Stopped",
+    "Supervisor",
+]

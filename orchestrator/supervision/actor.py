@@ -29,11 +29,11 @@ from orchestrator.runs.effects import (
     StartTools,
     StopTools,
     SubmitToolOutputs,
+    Withdraw,
 )
 from orchestrator.runs.inputs import Timer, TimerFired
 from orchestrator.runs.lifecycle import IllegalInput
 from orchestrator.runtime import LoopActor
-from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from orchestrator.journal import Journal
     from orchestrator.runs.inputs import Input
     from orchestrator.runs.lifecycle import Lifecycle
+    from orchestrator.runs.record import RunRecord
     from orchestrator.supervision.in_flight import InFlight
+    from orchestrator.supervision.log import RunLog
     from orchestrator.supervision.state import RunState
 
-__all__ = ["ActorEnded", "RunActor", "ThreadTaken"]
-
-log = get_logger(__name__)
+__all__ = ["ActorEnded", "MetadataEchoed", "RunActor", "ThreadTaken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,17 @@ class ThreadTaken:
     thread_id: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataEchoed:
+    """A run has seen its server give metadata back.
+
+    Attributes:
+        server: The base URL of its requests.
+    """
+
+    server: str
+
+
 class RunActor(LoopActor):
     """Conducts one run from the record it is given. Its messages are the lifecycle's inputs.
 
@@ -83,8 +94,10 @@ class RunActor(LoopActor):
         resume: Makes a machine that goes on from the run's last record.
         in_flight: What is under way for the run.
         state: The run as it is seen from outside.
+        log: Says what happens to it.
         journal: Keeps the records.
-        watcher: Told `ThreadTaken`, where the run makes its thread, and `ActorEnded`, once.
+        watcher: Told `ThreadTaken`, where the run makes its thread, `MetadataEchoed`, where it learns that,
+            and `ActorEnded`, once.
     """
 
     def __init__(
@@ -93,13 +106,15 @@ class RunActor(LoopActor):
         resume: Callable[[], Lifecycle],
         in_flight: InFlight,
         state: RunState,
+        log: RunLog,
         journal: Journal,
-        watcher: Callable[[ActorEnded | ThreadTaken], None],
+        watcher: Callable[[ActorEnded | MetadataEchoed | ThreadTaken], None],
     ) -> None:
         super().__init__()
         self._resume = resume
         self._in_flight = in_flight
         self._state = state
+        self._log = log
         self._journal = journal
         self._watcher = watcher
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
@@ -113,17 +128,23 @@ class RunActor(LoopActor):
     def on_receive(self, message: Input) -> None:
         """Feed one input to the lifecycle and perform what it wants done."""
         self._in_flight.take(message)
-        threadless = self._lifecycle.record.thread_id is None
+        before = self._lifecycle.record
         try:
             effects = self._lifecycle.receive(message, time.monotonic())
         except IllegalInput as error:
-            log.warning("run.illegal_input", run_key=self._state.key, reason=str(error))
+            self._log.illegal_input(error)
             return
+        self._log.moved(before, self._lifecycle.record)
         for effect in effects:
             self._perform(effect)
-        thread_id = self._lifecycle.record.thread_id
-        if threadless and thread_id is not None:
-            self._watcher(ThreadTaken(key=self._state.key, thread_id=thread_id))
+        self._tell_news(before, self._lifecycle.record)
+
+    def _tell_news(self, before: RunRecord, record: RunRecord) -> None:
+        """Tell the supervisor what is of use to other runs."""
+        if before.thread_id is None and record.thread_id is not None:
+            self._watcher(ThreadTaken(key=self._state.key, thread_id=record.thread_id))
+        if record.metadata_echoed and not before.metadata_echoed:
+            self._watcher(MetadataEchoed(server=self._state.server))
 
     def on_terminated(self, cause: BaseException | None) -> None:
         """Leave what is under way to whoever comes next."""
@@ -146,6 +167,8 @@ class RunActor(LoopActor):
                 self._in_flight.send(effect)
             case CloseStream():
                 self._in_flight.close_stream(effect.number)
+            case Withdraw():
+                self._in_flight.withdraw(effect.number)
             case StartTools():
                 record = self._lifecycle.record
                 self._in_flight.start_tools(
@@ -153,10 +176,8 @@ class RunActor(LoopActor):
                 )
             case StopTools():
                 self._in_flight.stop_tools()
-            case SetTimer():
+            case SetTimer() | ClearTimer():
                 self._set_timer(effect)
-            case ClearTimer():
-                self._clear_timer(effect.timer)
             case Record():
                 self._journal.record(effect.record)
             case Publish():
@@ -165,17 +186,15 @@ class RunActor(LoopActor):
                 self._finish(effect)
             case _:
                 assert_never(effect)
-        self._log(effect)
+        self._log.performed(effect)
 
-    def _set_timer(self, effect: SetTimer) -> None:
-        self._clear_timer(effect.timer)
-        fired = TimerFired(timer=effect.timer, serial=effect.serial)
-        self._timers[effect.timer] = self.loop_thread.loop.call_later(effect.delay_s, self._fire, fired)
-
-    def _clear_timer(self, timer: Timer) -> None:
-        handle = self._timers.pop(timer, None)
-        if handle is not None:
-            handle.cancel()
+    def _set_timer(self, effect: SetTimer | ClearTimer) -> None:
+        earlier = self._timers.pop(effect.timer, None)
+        if earlier is not None:
+            earlier.cancel()
+        if isinstance(effect, SetTimer):
+            fired = TimerFired(timer=effect.timer, serial=effect.serial)
+            self._timers[effect.timer] = self.loop_thread.loop.call_later(effect.delay_s, self._fire, fired)
 
     def _fire(self, fired: TimerFired) -> None:
         self._timers.pop(fired.timer, None)
@@ -188,20 +207,3 @@ class RunActor(LoopActor):
         self._in_flight.close()
         self._state.finish(finish)
         self.stop()
-
-    def _log(self, effect: Effect) -> None:
-        record = self._lifecycle.record
-        known = {"run_key": record.key, "thread_id": record.thread_id, "run_id": record.run_id}
-        match effect:
-            case StartTools():
-                log.info("run.tool_called", round=effect.round, calls=len(effect.calls), **known)
-            case SubmitToolOutputs():
-                log.info("run.submitted", round=record.round, outputs=len(effect.outputs), **known)
-            case CancelRun():
-                log.info("run.cancel_posted", **known)
-            case Finish(result=result) if result is not None:
-                log.info("run.finished", status=result.status, tool_calls=len(result.tool_calls), **known)
-            case Finish(error=error):
-                log.warning("run.failed", error=type(error).__name__, reason=str(error), **known)
-            case _:
-                return

@@ -28,31 +28,55 @@ class Admission:
         self._tickets: dict[str, tuple[int, str]] = {}
         self._ready: list[tuple[int, str]] = []
         self._threads: dict[str, str | None] = {}
-        self._holders: dict[str, str] = {}
+        self._holders: dict[str, list[str]] = {}
         self._parked: dict[str, deque[tuple[int, str]]] = {}
         self._working: set[str] = set()
 
     def holder(self, thread_id: str) -> str | None:
         """The key of the run that has the thread, at work or waiting for a place; `None` when it is free."""
-        return self._holders.get(thread_id)
+        return next(iter(self._holders.get(thread_id, ())), None)
 
-    def ask(self, key: str, thread_id: str | None) -> None:
-        """Queue for a place, and for the thread if one is given."""
-        ticket = self._tickets[key] = (next(self._numbers), key)
-        self._threads[key] = thread_id
-        if thread_id is None:
-            heapq.heappush(self._ready, ticket)
-        elif thread_id in self._holders:
-            self._parked.setdefault(thread_id, deque()).append(ticket)
+    def holders(self, thread_id: str) -> tuple[str, ...]:
+        """The keys of all runs that have the thread; more than one where a run joined another."""
+        return tuple(self._holders.get(thread_id, ()))
+
+    def waiting(self, thread_id: str) -> tuple[str, ...]:
+        """The keys of the runs that wait for the thread, in order."""
+        return tuple(ticket[1] for ticket in self._parked.get(thread_id, ()) if self._is_valid(ticket))
+
+    def ask(self, key: str, thread_id: str | None, *, next_in_line: bool = False) -> bool:
+        """Queue for a place, and for the thread if one is given.
+
+        Args:
+            key: The run.
+            thread_id: Its thread.
+            next_in_line: Whether it gets the thread before those who wait for it already.
+
+        Returns:
+            Whether it has to wait for the thread.
+        """
+        if thread_id is None or thread_id not in self._holders:
+            self.join(key, thread_id)
+            return False
+        ticket = self._register(key, thread_id)
+        parked = self._parked.setdefault(thread_id, deque())
+        if next_in_line:
+            parked.appendleft(ticket)
         else:
-            self._holders[thread_id] = key
-            heapq.heappush(self._ready, ticket)
+            parked.append(ticket)
+        return True
+
+    def join(self, key: str, thread_id: str | None) -> None:
+        """Queue for a place, and have the thread if one is given, also when others have it."""
+        heapq.heappush(self._ready, self._register(key, thread_id))
+        if thread_id is not None:
+            self._holders.setdefault(thread_id, []).append(key)
 
     def hold(self, key: str, thread_id: str) -> None:
         """Note that a run which asked for no thread has made this one, and holds it."""
         if key in self._threads and self._threads[key] is None:
             self._threads[key] = thread_id
-            self._holders.setdefault(thread_id, key)
+            self._holders.setdefault(thread_id, []).append(key)
 
     def leave(self, key: str) -> str | None:
         """Give up the place, or the wait for one; the thread passes on. Repeatable.
@@ -63,9 +87,10 @@ class Admission:
         thread_id = self._threads.pop(key, None)
         self._tickets.pop(key, None)
         self._working.discard(key)
-        if thread_id is None or self._holders.get(thread_id) != key:
+        if thread_id is None or key not in self._holders.get(thread_id, ()):
             return None
-        return self._pass_on(thread_id)
+        self._holders[thread_id].remove(key)
+        return None if self._holders[thread_id] else self._pass_on(thread_id)
 
     def admitted(self) -> list[str]:
         """The keys that may start now, in order; each is named once."""
@@ -78,6 +103,11 @@ class Admission:
                 keys.append(key)
         return keys
 
+    def _register(self, key: str, thread_id: str | None) -> tuple[int, str]:
+        ticket = self._tickets[key] = (next(self._numbers), key)
+        self._threads[key] = thread_id
+        return ticket
+
     def _is_valid(self, ticket: tuple[int, str]) -> bool:
         """Whether its run still waits; a later run may have the key of one that left."""
         return self._tickets.get(ticket[1]) == ticket
@@ -87,7 +117,7 @@ class Admission:
         while waiting:
             ticket = waiting.popleft()
             if self._is_valid(ticket):
-                self._holders[thread_id] = ticket[1]
+                self._holders[thread_id] = [ticket[1]]
                 heapq.heappush(self._ready, ticket)
                 return ticket[1]
         self._parked.pop(thread_id, None)

@@ -1,13 +1,14 @@
 """The users' callables that are told events, and the few threads that all of them share.
 
-Owns their order and their isolation: one event at a time for each, none lost, and one that raises is told no
-more. It knows nothing of runs, and nobody waits for it but `close()`.
+Owns their order and their isolation: one event at a time for each, in order, and one that raises is told no
+more. It reads each run's log as any reader does, so that a slow one costs no memory: it is told of old deltas
+as the log has merged them. It decides nothing of a run, and nobody waits for it but `close()`.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.threads import ThreadPool
@@ -15,11 +16,10 @@ from orchestrator.tools.threads import ThreadPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.runs.result import StreamedEvent
     from orchestrator.supervision.events import EventLog
 
 __all__ = ["Consumers"]
-
-T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -38,8 +38,8 @@ class Consumers:
         self._open = 0
         self._closed = False
 
-    def feed(self, consume: Callable[[T], object], events: EventLog[T], *, key: str) -> None:
-        """Tell `consume` every event in order, one at a time, until the log is closed; returns at once.
+    def feed(self, consume: Callable[[StreamedEvent], object], events: EventLog, *, key: str) -> None:
+        """Tell `consume` the events in order, one at a time, until the log is closed; returns at once.
 
         One that raises is logged and told no more.
 
@@ -81,29 +81,28 @@ class Consumers:
             self._changed.notify_all()
 
 
-class _Consumer(Generic[T]):
+class _Consumer:
     """One callable and how far it has got; at any time either waiting, queued or at work."""
 
     def __init__(
-        self, consumers: Consumers, consume: Callable[[T], object], events: EventLog[T], key: str
+        self, consumers: Consumers, consume: Callable[[StreamedEvent], object], events: EventLog, key: str
     ) -> None:
         self._consumers = consumers
         self._consume = consume
         self._events = events
         self._key = key
-        self._seen = 0
+        self._position = 0
 
     def wait(self) -> None:
         """Go on once there is more."""
-        if not self._events.when_changed(self._seen, self._go_on):
+        if not self._events.when_changed(self._position, self._go_on):
             self._go_on()
 
     def _go_on(self) -> None:
         self._consumers.schedule(self._drain)
 
     def _drain(self) -> None:
-        events, closed = self._events.since(self._seen)
-        self._seen += len(events)
+        events, self._position, closed = self._events.since(self._position)
         try:
             for event in events:
                 self._consume(event)
@@ -111,7 +110,7 @@ class _Consumer(Generic[T]):
             log.exception("run.consumer_failed", run_key=self._key)
             self._consumers.finished()
             return
-        if closed and not events:
+        if closed:
             self._consumers.finished()
         else:
             self.wait()

@@ -1,38 +1,59 @@
 """A run's events, kept in order for any number of readers on any thread.
 
-It knows nothing of runs: the actors' loop appends, readers iterate, each from the beginning and at its own
-pace. A reader that is slow, late or gone costs the writer nothing.
+Owns the readers' waiting and waking: the actors' loop appends, readers iterate, each from the beginning and
+at its own pace. A reader that is slow, late or gone costs the writer nothing. What is kept of old deltas, and
+what a reader that fell behind gets in their place, is for `orchestrator.supervision.history` to say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
+
+from orchestrator.supervision.history import History, in_order
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-__all__ = ["EventLog"]
+    from orchestrator.runs.result import StreamedEvent
 
-T = TypeVar("T")
+__all__ = ["EventLog", "News"]
+
+_MAX_DELTAS = 1000
+_MAX_DELTA_BYTES = 256 * 1024
 
 
-class EventLog(Generic[T]):
-    """An append-only sequence that is closed once."""
+class News(NamedTuple):
+    """What a reader has yet to see, the position that it then has, and whether no more will come."""
 
-    __slots__ = ("_closed", "_events", "_lock", "_wakers")
+    events: list[StreamedEvent]
+    position: int
+    closed: bool
 
-    def __init__(self) -> None:
-        self._events: list[T] = []
+
+class EventLog:
+    """A run's events; closed once.
+
+    A reader's position is the number of events it has read or skipped; 0 is the beginning.
+
+    Args:
+        max_deltas: As many deltas are kept as they are; one more, and the older half is merged.
+        max_delta_bytes: Likewise by their size as JSON; the newest delta is kept, however large it is.
+    """
+
+    __slots__ = ("_closed", "_history", "_lock", "_wakers")
+
+    def __init__(self, *, max_deltas: int = _MAX_DELTAS, max_delta_bytes: int = _MAX_DELTA_BYTES) -> None:
+        self._history = History(max_deltas=max_deltas, max_delta_bytes=max_delta_bytes)
         self._closed = False
         self._lock = threading.Lock()
         self._wakers: list[Callable[[], None]] = []
 
-    def append(self, event: T) -> None:
-        """Add an event and wake the readers; from any thread, never waits."""
+    def append(self, event: StreamedEvent) -> None:
+        """Add an event and wake the readers; from any thread, waits for no reader."""
         with self._lock:
-            self._events.append(event)
+            self._history.add(event)
             wakers = self._take_wakers()
         _wake(wakers)
 
@@ -43,8 +64,8 @@ class EventLog(Generic[T]):
             wakers = self._take_wakers()
         _wake(wakers)
 
-    def when_changed(self, seen: int, waker: Callable[[], None]) -> bool:
-        """Have `waker` called once there are more than `seen` events, or none will come any more.
+    def when_changed(self, position: int, waker: Callable[[], None]) -> bool:
+        """Have `waker` called once there is more to read from `position`, or nothing will come any more.
 
         It is called once, on the thread that appends or closes; it must not wait and must not raise.
 
@@ -52,42 +73,46 @@ class EventLog(Generic[T]):
             False when that is so already; then it is not called.
         """
         with self._lock:
-            if self._closed or len(self._events) > seen:
+            if self._closed or self._history.count > position:
                 return False
             self._wakers.append(waker)
             return True
 
-    def since(self, seen: int) -> tuple[list[T], bool]:
-        """The events after the first `seen`, and whether the sequence is closed."""
-        with self._lock:
-            return self._events[seen:], self._closed
+    def since(self, position: int) -> News:
+        """What a reader at this position has yet to see; never waits for events.
 
-    def __iter__(self) -> Iterator[T]:
+        Where deltas that it has not read were merged, it gets a gap and the objects as they are so far.
+        """
+        with self._lock:
+            entries = self._history.after(position)
+            count, closed = self._history.count, self._closed
+        # The writer need not wait for this: entries never change.
+        return News(in_order(entries), count, closed)
+
+    def __iter__(self) -> Iterator[StreamedEvent]:
         """Read from the beginning, blocking until there is more; ends when the sequence is closed."""
-        seen = 0
+        position = 0
         while True:
-            events, closed = self.since(seen)
+            events, position, closed = self.since(position)
             yield from events
-            seen += len(events)
-            if closed and not events:
+            if closed:
                 return
             more = threading.Event()
-            if self.when_changed(seen, more.set):
+            if self.when_changed(position, more.set):
                 more.wait()
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncIterator[StreamedEvent]:
         """Read from the beginning without blocking, on any event loop."""
         loop = asyncio.get_running_loop()
-        seen = 0
+        position = 0
         while True:
-            events, closed = self.since(seen)
+            events, position, closed = self.since(position)
             for event in events:
                 yield event
-            seen += len(events)
-            if closed and not events:
+            if closed:
                 return
             more = asyncio.Event()
-            if self.when_changed(seen, _waker(loop, more)):
+            if self.when_changed(position, _waker(loop, more)):
                 await more.wait()
 
     def _take_wakers(self) -> list[Callable[[], None]]:

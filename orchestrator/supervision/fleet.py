@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pykka
 
 from orchestrator.supervision.consumers import Consumers
+from orchestrator.supervision.draining import Draining
+from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.supervisor import Abandon
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.threads import ThreadPool
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from orchestrator.client import AsyncThreadsClient
     from orchestrator.runtime import LoopActorRef, LoopThread
+    from orchestrator.supervision.gate import ServerLimits
     from orchestrator.supervision.supervisor import Supervisor
     from orchestrator.tools import ToolExecutor
 
@@ -40,8 +43,11 @@ class Fleet:
         loop_thread: A lease of the actors' loop, given back at the end.
         supervisor: Watches the runs.
         executor: Runs the tools.
+        limits: How each server is treated.
 
     Attributes:
+        gates: Where requests wait for their turn at a server.
+        draining: Reads streams to their end that nobody needs any more.
         resolver: The thread on which users' callbacks on a run's future run.
         consumers: The threads that feed events to users' callables.
     """
@@ -52,11 +58,14 @@ class Fleet:
         loop_thread: LoopThread,
         supervisor: LoopActorRef[Supervisor],
         executor: ToolExecutor,
+        limits: ServerLimits,
     ) -> None:
         self.client = client
         self.loop_thread = loop_thread
         self.supervisor = supervisor
         self.executor = executor
+        self.gates = Gates(limits, loop_thread)
+        self.draining = Draining(loop_thread)
         self.resolver = ThreadPool(1, "orchestrator-resolver")
         self.consumers = Consumers(_CONSUMER_THREADS)
         # Runs before the loop thread's own hook, which was registered before.
@@ -105,8 +114,12 @@ class Fleet:
     def _close_client(self) -> None:
         if not self.loop_thread.is_alive():
             return  # the interpreter exits: `_leave` has closed it, then the loop ended
-        closing = asyncio.run_coroutine_threadsafe(self.client.aclose(), self.loop_thread.loop)
+        closing = asyncio.run_coroutine_threadsafe(self._aclose_client(), self.loop_thread.loop)
         try:
             closing.result(TEARDOWN_S)
         except TimeoutError:
             log.warning("orchestrator.client_stuck", waited_s=TEARDOWN_S)
+
+    async def _aclose_client(self) -> None:
+        await self.draining.aclose()
+        await self.client.aclose()

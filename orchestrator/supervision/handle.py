@@ -58,7 +58,7 @@ class RunHandle:
     @property
     def run_ids(self) -> tuple[str, ...]:
         """The ids of all the runs this handle stood for, oldest first."""
-        return () if self.run_id is None else (self.run_id,)
+        return self._state.run_ids
 
     @property
     def status(self) -> str | None:
@@ -126,12 +126,36 @@ class RunHandle:
 
         Every call begins anew, late ones too. Ends when the run is over, and raises nothing for how it ended.
 
+        Every event comes, in order, except for old deltas: up to 1,000 are kept, and up to 256 KB of JSON;
+        whenever there are more, the older half is merged. A reader that had not come to those gets a `Notice`
+        `run.gap` where they began, and then their message or step as it had become: as an `…in_progress`
+        event where the last of them stood, unless a later event shows it whole. It replaces what the reader
+        had of that object. A reader that keeps up sees every delta and no such gap.
+
         Raises:
             RuntimeError: An event loop runs on this thread: use `async for` on the handle instead.
         """
         refuse_blocking_on_running_loop("RunHandle.events()", "use `async for event in handle`")
         self._refuse_fork()
         return iter(self._state.events)
+
+    def watch(self, ref: pykka.ActorRef[Any]) -> None:
+        """Have an actor told how the run ends, once, also when it ended before; returns at once.
+
+        The message is `Completed`, `Failed` or `Stopped`, and carries the run's key. An actor that asks again
+        is told no more often; one that has died by then is forgotten.
+
+        Args:
+            ref: The actor, of whatever Pykka type.
+
+        Raises:
+            TypeError: It is no `pykka.ActorRef`.
+            OrchestratorClosed: The run belongs to the parent of this forked process.
+        """
+        self._refuse_fork()
+        if not isinstance(ref, pykka.ActorRef):
+            raise TypeError(f"watch() takes a pykka.ActorRef, got {ref!r}: for callables there is `future`")
+        self._state.watch(ref)
 
     def snapshot(self) -> RunSnapshot:
         """Where the run stands at this moment; never blocks."""

@@ -8,9 +8,11 @@ actors' loop; only `start_tools` hands work to other threads, and the outcomes c
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from orchestrator.errors import APIResponseError, OrchestratorClosed
+from orchestrator.errors import APIConnectionError, APIResponseError, OrchestratorClosed
 from orchestrator.runs.inputs import (
     CancelRequested,
     DetachRequested,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from orchestrator.runs.effects import RequestEffect, StartTools
     from orchestrator.runs.record import RunRecord
     from orchestrator.runtime import LoopThread
+    from orchestrator.supervision.draining import Draining
+    from orchestrator.supervision.gate import Gate, Holder, Ticket
     from orchestrator.tools import ToolExecution, ToolExecutor, ToolFailure, ToolOutcome, ToolRegistry
 
 __all__ = ["InFlight"]
@@ -49,12 +53,33 @@ Word: TypeAlias = Started | CancelRequested | DetachRequested
 """What somebody has said of the run; it stands for every incarnation, heard by the last one or not."""
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request of the run's.
+
+    Attributes:
+        effect: What is asked.
+        ticket: Its turn at the gate.
+        task: What makes it.
+        muted: Nothing more is told of it.
+        is_ending: Its stream has shown the run at rest: there is little more to come than its end.
+    """
+
+    effect: RequestEffect
+    ticket: Ticket
+    task: asyncio.Task[None] | None = None
+    muted: bool = False
+    is_ending: bool = False
+
+
 class InFlight:
     """What is under way for one run.
 
     Args:
         key: The run's key, for task names and logs.
         backend: Makes the requests.
+        gate: Where each of them waits for its turn.
+        draining: Takes the streams over that the run needs no more and that are about to end.
         executor: Runs the tools.
         registry: The tools this run may call.
         context: The user's object for `ToolContext.state`.
@@ -67,6 +92,8 @@ class InFlight:
         *,
         key: str,
         backend: Backend,
+        gate: Gate,
+        draining: Draining,
         executor: ToolExecutor,
         registry: ToolRegistry,
         context: object,
@@ -75,6 +102,8 @@ class InFlight:
     ) -> None:
         self.backend = backend
         self._key = key
+        self._gate = gate
+        self._draining = draining
         self._executor = executor
         self._registry = registry
         self._context = context
@@ -83,7 +112,7 @@ class InFlight:
         self._tell: Callable[[Input], None] | None = None
         self._words: dict[type[Word], Word] = {}
         self._answers: deque[Input] = deque()
-        self._requests: dict[int, asyncio.Task[None]] = {}
+        self._requests: dict[int, _Request] = {}
         self._round = 0
         self._executions: dict[str, ToolExecution] = {}
         self._outcomes: dict[str, ToolFinished] = {}
@@ -151,20 +180,53 @@ class InFlight:
         """Make a request, in a task of its own; none once the run is over."""
         if self._closed:
             return
+        request = _Request(effect, self._gate.ask(effect))
         name = f"{self._key}:{type(effect).__name__}:{effect.number}"
-        task = self._loop_thread.create_task(self._perform(effect), name=name)
-        self._requests[effect.number] = task
-        task.add_done_callback(lambda _: self._requests.pop(effect.number, None))
+        task = request.task = self._loop_thread.create_task(self._perform(request), name=name)
+        self._requests[effect.number] = request
+        # Not in the task itself: one that is cancelled before its first step never gets to a `finally`.
+        task.add_done_callback(lambda _: self._forget(request))
+
+    @property
+    def held_by(self) -> Holder | None:
+        """What holds a request of the run's back at the gate, or `None`; from any thread."""
+        holders = (request.ticket.held_by for request in tuple(self._requests.values()))
+        return next(filter(None, holders), None)
+
+    def withdraw(self, number: int) -> None:
+        """Take a request back that has not left; it fails as one that was never sent."""
+        request = self._requests.get(number)
+        if request is not None:
+            request.ticket.withdraw()
 
     def close_stream(self, number: int) -> None:
-        """Close the stream that a request opened; nothing more is told of it."""
-        task = self._requests.pop(number, None)
-        if task is not None:
-            task.cancel()
+        """Close the stream that a request opened; nothing more is told of it.
 
-    async def _perform(self, effect: RequestEffect) -> None:
+        One that is about to end is read on for a moment, so that its connection can be used again.
+        """
+        request = self._requests.pop(number, None)
+        if request is None or request.task is None:
+            return
+        request.muted = True
+        if request.is_ending:
+            self._draining.take(request.task)
+        else:
+            request.task.cancel()
+
+    def _forget(self, request: _Request) -> None:
+        request.ticket.leave()
+        if self._requests.get(request.effect.number) is request:
+            del self._requests[request.effect.number]
+
+    async def _perform(self, request: _Request) -> None:
+        effect = request.effect
         try:
-            await self.backend.perform(effect, self.report)
+            await request.ticket.passed()
+        except APIConnectionError as error:
+            self.report(RequestFailed(number=effect.number, error=error))
+            return
+        try:
+            await self.backend.perform(effect, partial(self._hear, request))
         except Exception as error:
             # A backend that breaks its promise must not leave the run waiting for an answer for ever.
             log.exception("run.request_broken", run_key=self._key, request=type(effect).__name__)
@@ -174,6 +236,13 @@ class InFlight:
                 path=type(effect).__name__,
             )
             self.report(RequestFailed(number=effect.number, error=broken))
+
+    def _hear(self, request: _Request, input: Input, /) -> None:  # noqa: A002 - the machine's own word
+        if isinstance(input, RequestFailed):
+            request.ticket.fail(input.error)
+        request.is_ending = isinstance(input, RunObserved) and _is_last(input)
+        if not request.muted:
+            self.report(input)
 
     def start_tools(self, effect: StartTools, *, run_id: str, thread_id: str) -> None:
         """Start calls; each one's outcome is told exactly once to each incarnation that has to know it."""
@@ -243,6 +312,11 @@ class InFlight:
         self.stop_tools()
         for number in tuple(self._requests):
             self.close_stream(number)
+
+
+def _is_last(seen: RunObserved) -> bool:
+    """Whether a stream ends with this: the run is over, or waits for its outputs."""
+    return seen.event is not None and (seen.run.is_terminal or bool(seen.run.required_calls))
 
 
 def _described(failure: ToolFailure) -> str:

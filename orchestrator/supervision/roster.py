@@ -6,6 +6,7 @@ torn down by `close`. It decides nothing about a run, and does not know what use
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
@@ -19,27 +20,33 @@ from orchestrator.runtime import acquire
 from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.state import RunState
-from orchestrator.supervision.supervisor import Admit, Supervisor
+from orchestrator.supervision.supervisor import Admit, FindOrphans, Supervisor
 from orchestrator.telemetry import get_logger
 from orchestrator.tools import ToolExecutor
 from orchestrator.tools.signature import is_async
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from orchestrator.client import AsyncThreadsClient
+    from orchestrator.protocol.objects import Page, Run
     from orchestrator.runs.machine import Timing
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.result import StreamedEvent
+    from orchestrator.supervision.gate import ServerLimits
     from orchestrator.supervision.in_flight import InFlight
-    from orchestrator.supervision.supervisor import OnBusyThread, RestartPolicy
+    from orchestrator.supervision.supervisor import RestartPolicy
 
 __all__ = ["OnActive", "Roster", "StreamTo", "require_consumer"]
 
 log = get_logger(__name__)
 
 _OTHERS_TEARDOWN_S = 6 * TEARDOWN_S
+
+_SUPERVISOR_ENDED = (
+    "the orchestrator's supervisor has ended, by a defect that was logged or because something "
+    "in this process stopped all Pykka actors: close it and make a new one"
+)
 
 OnActive: TypeAlias = Literal["cancel", "detach", "wait"]
 StreamTo: TypeAlias = "Callable[[StreamedEvent], object] | pykka.ActorRef[Any] | None"
@@ -52,10 +59,11 @@ class Roster:
         client: Makes the requests; closed at the end.
         max_concurrent_runs: The most runs at work at once.
         max_pending: The most runs that wait for their turn.
-        on_busy_thread: Whether a run waits for another one on its thread, or fails.
         restart: How often a run's actor is started again.
         tool_threads: The most threads for synchronous tools.
         timing: How patient the runs are.
+        limits: How each server is treated.
+        log_tool_data: Whether the logs show the arguments and outputs of tool calls.
     """
 
     def __init__(
@@ -64,17 +72,19 @@ class Roster:
         client: AsyncThreadsClient,
         max_concurrent_runs: int,
         max_pending: int,
-        on_busy_thread: OnBusyThread,
         restart: RestartPolicy,
         tool_threads: int,
         timing: Timing,
+        limits: ServerLimits,
+        log_tool_data: bool,
     ) -> None:
         self._client = client
         self._max_concurrent_runs = max_concurrent_runs
         self._max_pending = max_pending
-        self._on_busy_thread: OnBusyThread = on_busy_thread
         self._restart = restart
         self._timing = timing
+        self._limits = limits
+        self._log_tool_data = log_tool_data
         self._executor = ToolExecutor(threads=tool_threads)
         self._pid = os.getpid()
         self._lock = threading.Condition()
@@ -109,7 +119,12 @@ class Roster:
         self._executor.loop = loop
 
     def begin(
-        self, record: RunRecord, *, server: str, in_flight: Callable[[Fleet], InFlight], stream_to: StreamTo
+        self,
+        record: RunRecord,
+        *,
+        server: str,
+        in_flight: Callable[[Fleet, RunState], InFlight],
+        stream_to: StreamTo,
     ) -> RunHandle:
         """Have one more run begin; returns at once.
 
@@ -128,9 +143,9 @@ class Roster:
         with self._lock:
             fleet = self._open(record.key)
             state = RunState(record, server=server, resolver=fleet.resolver)
-            admit = Admit(
-                record=record, state=state, in_flight=in_flight(fleet), on_busy_thread=self._on_busy_thread
-            )
+            serving = in_flight(fleet, state)
+            state.served_by(serving)
+            admit = Admit(record=record, state=state, in_flight=serving)
             if isinstance(stream_to, pykka.ActorRef):
                 state.tell_events_to(stream_to)
             elif stream_to is not None:
@@ -139,6 +154,34 @@ class Roster:
             fleet.supervisor.tell(admit)
             handle = self._runs[record.key] = RunHandle(state, fleet.supervisor)
             return handle
+
+    def orphans(self, runs_of_thread: Callable[[], Coroutine[Any, Any, Page[Run]]]) -> list[Run]:
+        """Those of a thread's runs that are not over and that nobody here conducts; blocks.
+
+        Args:
+            runs_of_thread: Lists them; called on this thread, run on the actors' loop.
+
+        Raises:
+            OrchestratorError: They could not be listed.
+            OrchestratorClosed: The orchestrator is closed, or this process is a fork.
+        """
+        self.refuse_fork()
+        with self._lock:
+            fleet = self._serving()
+            # Of its own, so that the loop does not end under it, should somebody close this meanwhile.
+            loop_thread = acquire()
+        try:
+            listing = asyncio.run_coroutine_threadsafe(runs_of_thread(), loop_thread.loop)
+            try:
+                page = listing.result()
+            finally:
+                listing.cancel()
+            found: tuple[Run, ...] = fleet.supervisor.ask(FindOrphans(runs=tuple(page.data)))
+            return list(found)
+        except pykka.ActorDeadError as error:
+            raise OrchestratorClosed(_SUPERVISOR_ENDED) from error
+        finally:
+            loop_thread.release()
 
     def handles(self) -> list[RunHandle]:
         """The open runs, oldest first.
@@ -244,8 +287,7 @@ class Roster:
 
     def _open(self, key: str) -> Fleet:
         """Check that one more run may begin, and make what the first one needs. Under the lock."""
-        if self._closed:
-            raise OrchestratorClosed("the orchestrator is closed: make a new one")
+        fleet = self._serving()
         if key in self._runs:
             raise ValueError(f"a run with key {key!r} is open already: wait for it, or use another key")
         if len(self._runs) >= self._max_concurrent_runs + self._max_pending:
@@ -253,13 +295,16 @@ class Roster:
                 f"{len(self._runs)} runs are open, all that max_concurrent_runs={self._max_concurrent_runs} "
                 f"and max_pending={self._max_pending} allow: try again later, or raise one of them"
             )
+        return fleet
+
+    def _serving(self) -> Fleet:
+        """What serves the runs, made with the first use. Under the lock."""
+        if self._closed:
+            raise OrchestratorClosed("the orchestrator is closed: make a new one")
         if self._fleet is None:
             self._fleet = self._make_fleet()
         if not self._fleet.supervisor.is_alive():
-            raise OrchestratorClosed(
-                "the orchestrator's supervisor has ended, by a defect that was logged or because something "
-                "in this process stopped all Pykka actors: close it and make a new one"
-            )
+            raise OrchestratorClosed(_SUPERVISOR_ENDED)
         return self._fleet
 
     def _make_fleet(self) -> Fleet:
@@ -270,9 +315,10 @@ class Roster:
             restart=self._restart,
             timing=self._timing,
             jitter=random.random,
+            log_tool_data=self._log_tool_data,
             ended=self._forget,
         )
-        return Fleet(self._client, loop_thread, supervisor, self._executor)
+        return Fleet(self._client, loop_thread, supervisor, self._executor, self._limits)
 
     def _forget(self, state: RunState) -> None:
         """Let go of a run that is over, and hand its outcome over. On the actors' loop."""

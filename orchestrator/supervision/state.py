@@ -9,13 +9,17 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pykka
 
+from orchestrator.protocol.events import MessageEvent, RunEvent, RunStepEvent
+from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
 from orchestrator.runtime import on_loop_thread
 from orchestrator.supervision.events import EventLog
+from orchestrator.supervision.outcomes import tell_outcome
 from orchestrator.supervision.remedies import explain
 
 if TYPE_CHECKING:
@@ -23,9 +27,17 @@ if TYPE_CHECKING:
     from orchestrator.runs.lifecycle import Lifecycle
     from orchestrator.runs.record import RunRecord
     from orchestrator.runs.result import RunResult, StreamedEvent
+    from orchestrator.supervision.gate import Holder
+    from orchestrator.supervision.in_flight import InFlight
     from orchestrator.tools.threads import ThreadPool
 
-__all__ = ["RunSnapshot", "RunState"]
+__all__ = ["RunSnapshot", "RunState", "Turn"]
+
+
+_HELD_BY: Final[dict[Holder, str]] = {
+    "limiter": "the limiter, which paces the requests to the server",
+    "server": "the server, which did not answer of late and is given a pause",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +50,17 @@ class RunSnapshot:
         status: The server's status, as it was last seen; `None` before the first look.
         thread_id: The thread, or `None` while it is not known.
         run_id: The run, or `None` while it is not known.
+        run_ids: The ids of all the runs that the handle stood for, oldest first.
         age_s: Seconds since `start()`, up to the run's end.
         idle_s: Seconds since the run was last seen to move.
         round: How many batches of tool calls there were.
         tool_calls: How many tool calls have their outcome.
         open_calls: Ids of the calls that are under way.
         restarts: How often the run's actor was started again.
-        waits_for: What it waits for, in a few words.
+        attempts: How often the request that it waits for was sent, the one under way included.
+        last_request_id: The server's id of the last request that it answered, or `None`.
+        waits_for: What it waits for, in one word.
+        waits_detail: The same in a few words, for people.
     """
 
     key: str
@@ -52,13 +68,26 @@ class RunSnapshot:
     status: str | None
     thread_id: str | None
     run_id: str | None
+    run_ids: tuple[str, ...]
     age_s: float
     idle_s: float
     round: int
     tool_calls: int
     open_calls: tuple[str, ...]
     restarts: int
-    waits_for: str
+    attempts: int
+    last_request_id: str | None
+    waits_for: WaitsFor
+    waits_detail: str
+
+
+class Turn:
+    """Who has a thread, as those see it who wait for that: one object for all of them."""
+
+    __slots__ = ("holder",)
+
+    def __init__(self, holder: RunState) -> None:
+        self.holder = holder
 
 
 class RunState:
@@ -75,27 +104,36 @@ class RunState:
 
     Attributes:
         key: The run's key.
+        server: The base URL of its requests.
         outcome: The outcome, for our own use: its callbacks run on the actors' loop and must be quick.
-        events: Everything the run published.
+        events: What the run published.
         restarts: How often the run's actor was started again.
-        parked: The run waits for another one on its thread.
+        turn: Whose run it waits for, where another one has its thread; else `None`.
+        recovers: What it waits for between two incarnations of its actor; else `None`.
+        last_request_id: The server's id of the last request of the run's that was answered. Set on the
+            actors' loop.
     """
 
     def __init__(self, record: RunRecord, *, server: str, resolver: ThreadPool) -> None:
         self.key = record.key
+        self.server = server
         self.outcome: Future[RunResult] = _uncancellable()
-        self.events: EventLog[StreamedEvent] = EventLog()
+        self.events = EventLog()
         self.restarts = 0
-        self.parked = False
+        self.turn: Turn | None = None
+        self.recovers: tuple[WaitsFor, str] | None = None
+        self.last_request_id: str | None = None
         self._started_at = self._moved_at = time.monotonic()
         self._ended_at: float | None = None
-        self._server = server
         self._resolver = resolver
         self._record = record
         self._lifecycle: Lifecycle | None = None
+        self._in_flight: InFlight | None = None
         self._finish: Finish | None = None
         self._future: Future[RunResult] | None = None
-        self._future_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._watchers: set[str] = set()
+        self._shown: dict[str, RunEvent | RunStepEvent | MessageEvent] = {}
         self._subscribers: list[pykka.ActorRef[Any]] = []
 
     @property
@@ -103,6 +141,11 @@ class RunState:
         """The run's record, as its actor has it now."""
         lifecycle = self._lifecycle
         return self._record if lifecycle is None else lifecycle.record
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        """The ids of all the runs that the handle stood for, oldest first."""
+        return self.record.run_ids
 
     @property
     def finished(self) -> bool:
@@ -115,7 +158,7 @@ class RunState:
 
         It cannot be cancelled; `RunHandle.cancel()` cancels the run.
         """
-        with self._future_lock:
+        with self._lock:
             if self._future is None:
                 self._future = _uncancellable()
                 self._follow_outcome(self._future)
@@ -134,13 +177,33 @@ class RunState:
     def conducted_by(self, lifecycle: Lifecycle) -> None:
         """From now on this machine says where the run stands."""
         self._lifecycle = lifecycle
+        self.recovers = None
+
+    def watch(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor the outcome, once: when it is handed over, or now where it was. From any thread."""
+        with self._lock:
+            if ref.actor_urn in self._watchers:
+                return
+            self._watchers.add(ref.actor_urn)
+        self.outcome.add_done_callback(partial(tell_outcome, ref, self.key))
+
+    def served_by(self, in_flight: InFlight) -> None:
+        """This makes the run's requests, and knows what holds them back."""
+        self._in_flight = in_flight
 
     def tell_events_to(self, ref: pykka.ActorRef[Any]) -> None:
         """Tell an actor every event from now on; one that is dead is forgotten."""
         self._subscribers.append(ref)
 
     def publish(self, event: StreamedEvent) -> None:
-        """Add an event. On the actors' loop."""
+        """Add an event, unless it shows an object as it was shown last. On the actors' loop.
+
+        A new incarnation of the run's actor does not know what its predecessor has shown.
+        """
+        if isinstance(event, RunEvent | RunStepEvent | MessageEvent):
+            if self._shown.get(event.data.id) == event:
+                return
+            self._shown[event.data.id] = event
         self.events.append(event)
         for ref in tuple(self._subscribers):
             try:
@@ -153,6 +216,8 @@ class RunState:
         if self._finish is not None:
             return
         self._finish = finish
+        self._in_flight = None
+        self.turn = self.recovers = None
         self._ended_at = time.monotonic()
         if self._lifecycle is not None:
             self._record = self._lifecycle.record
@@ -160,7 +225,7 @@ class RunState:
             # A handle that is kept must not keep the machine.
             self._lifecycle = None
         if finish.error is not None:
-            explain(finish.error, self._record, self._server)
+            explain(finish.error, self._record, self.server)
 
     def hand_over(self) -> None:
         """Tell everybody the outcome that was noted, once. On the actors' loop."""
@@ -178,27 +243,41 @@ class RunState:
         record = self._record if lifecycle is None else lifecycle.record
         now = self._ended_at or time.monotonic()
         moved_at = self._moved_at if lifecycle is None else max(self._moved_at, lifecycle.progressed_at)
+        waits_for, detail = self._waiting(lifecycle)
         return RunSnapshot(
             key=self.key,
             phase=record.phase if self._finish is None else Phase.FINISHED,
             status=record.status,
             thread_id=record.thread_id,
             run_id=record.run_id,
+            run_ids=self.run_ids,
             age_s=now - self._started_at,
             idle_s=max(0.0, now - moved_at),
             round=record.round,
             tool_calls=len(record.results),
             open_calls=() if lifecycle is None else tuple(call.id for call in lifecycle.open_calls),
             restarts=self.restarts,
-            waits_for=self._waits_for(lifecycle),
+            attempts=0 if lifecycle is None else lifecycle.attempts,
+            last_request_id=self.last_request_id,
+            waits_for=waits_for,
+            waits_detail=detail,
         )
 
-    def _waits_for(self, lifecycle: Lifecycle | None) -> str:
+    def _waiting(self, lifecycle: Lifecycle | None) -> tuple[WaitsFor, str]:
+        recovers, turn = self.recovers, self.turn
         if self._finish is not None:
-            return "nothing"
-        if self.parked:
-            return f"its turn on thread {self._record.thread_id}"
-        return "admission" if lifecycle is None else lifecycle.waits_for
+            return WaitsFor.NOTHING, "it is over"
+        if recovers is not None:
+            return recovers
+        if turn is not None:
+            holder = turn.holder.record.run_id or repr(turn.holder.key)
+            return WaitsFor.THREAD, f"thread {self._record.thread_id}, which run {holder} has"
+        gated = None if self._in_flight is None else self._in_flight.held_by
+        if gated is not None:
+            return WaitsFor(gated), _HELD_BY[gated]
+        if lifecycle is None:
+            return WaitsFor.ADMISSION, "its first turn"
+        return lifecycle.waiting
 
 
 def _uncancellable() -> Future[RunResult]:

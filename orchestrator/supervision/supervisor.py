@@ -13,36 +13,35 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
-from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import OrchestratorClosed, OrchestratorError, RunError, ThreadBusy
-from orchestrator.runs.effects import CancelRun, Finish, ListRuns
-from orchestrator.runs.inputs import Input, RequestFailed, RunObserved, RunsListed, Started
+from orchestrator.runs.effects import Finish
+from orchestrator.runs.inputs import CancelRequested, Input, Started
 from orchestrator.runs.lifecycle import Lifecycle, Timing
+from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.result import Notice
 from orchestrator.runtime import LoopActor
-from orchestrator.supervision.actor import ActorEnded, RunActor, ThreadTaken
+from orchestrator.supervision.actor import ActorEnded, MetadataEchoed, RunActor, ThreadTaken
 from orchestrator.supervision.admission import Admission
-from orchestrator.telemetry import get_logger
+from orchestrator.supervision.escalation import ended_remotely, whereabouts
+from orchestrator.supervision.log import RunLog
+from orchestrator.supervision.state import Turn
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
     from orchestrator.journal import Journal
+    from orchestrator.protocol.objects import Run
     from orchestrator.runs.record import RunRecord
     from orchestrator.runtime import LoopActorRef
     from orchestrator.supervision.in_flight import InFlight
     from orchestrator.supervision.state import RunState
 
-__all__ = ["Abandon", "Admit", "Forward", "OnBusyThread", "RestartPolicy", "Supervisor"]
-
-log = get_logger(__name__)
-
-OnBusyThread: TypeAlias = Literal["enqueue", "reject"]
+__all__ = ["Abandon", "Admit", "FindOrphans", "Forward", "RestartPolicy", "Supervisor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +69,11 @@ class Admit:
         record: The run's first record.
         state: The run as it is seen from outside.
         in_flight: What will be under way for it.
-        on_busy_thread: Whether it waits for its thread, or fails when another run of ours has it.
     """
 
     record: RunRecord
     state: RunState
     in_flight: InFlight
-    on_busy_thread: OnBusyThread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +90,17 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindOrphans:
+    """Answered with those of the runs, a tuple, that are not over and that nobody here conducts.
+
+    Attributes:
+        runs: A thread's runs, as the server lists them.
+    """
+
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abandon:
     """Let go of every run that is still open, at once; each handle fails with its ids."""
 
@@ -104,6 +112,7 @@ class _Open:
     Attributes:
         state: The run as it is seen from outside.
         in_flight: What is under way for it.
+        log: Says what happens to it.
         actor: Its actor; `None` between two incarnations.
         coming: What will go on with it then: the restart after the backoff, or the end.
         deaths: When its actors died, within the window.
@@ -111,6 +120,7 @@ class _Open:
 
     state: RunState
     in_flight: InFlight
+    log: RunLog
     actor: LoopActorRef[RunActor] | None = None
     coming: asyncio.TimerHandle | asyncio.Task[None] | None = None
     deaths: deque[float] = field(default_factory=deque)
@@ -140,6 +150,7 @@ class Supervisor(LoopActor):
         restart: How often an actor is started again.
         timing: How patient the runs are.
         jitter: Draws a number in [0, 1).
+        log_tool_data: Whether the logs show the arguments and outputs of tool calls.
         ended: Told every run that is over and gone, on the actors' loop; it hands the outcome over.
     """
 
@@ -151,6 +162,7 @@ class Supervisor(LoopActor):
         restart: RestartPolicy,
         timing: Timing,
         jitter: Callable[[], float],
+        log_tool_data: bool,
         ended: Callable[[RunState], None],
     ) -> None:
         super().__init__()
@@ -159,20 +171,23 @@ class Supervisor(LoopActor):
         self._policy = restart
         self._timing = timing
         self._jitter = jitter
+        self._log_tool_data = log_tool_data
         self._ended = ended
         self._open: dict[str, _Open] = {}
+        self._turns: dict[str, Turn] = {}
+        self._echoing: set[str] = set()
 
-    def on_receive(self, message: object) -> None:
+    def on_receive(self, message: object) -> object:
         """Handle one message; an unknown one is a defect and ends the supervisor."""
         match message:
             case Admit():
                 self._admit(message)
             case Forward():
                 self._forward(message)
-            case ThreadTaken(key=key, thread_id=thread_id):
-                self._admission.hold(key, thread_id)
-            case ActorEnded(key=key, cause=cause):
-                self._actor_ended(self._open[key], cause)
+            case FindOrphans(runs=runs):
+                return tuple(run for run in runs if self._is_orphan(run))
+            case ActorEnded() | MetadataEchoed() | ThreadTaken():
+                self._hear(message)
             case _Restart(run=run):
                 self._start_actor(run)
             case _Escalated(run=run, error=error):
@@ -182,6 +197,16 @@ class Supervisor(LoopActor):
                     self._let_go(run, self._abandoned(run, "the orchestrator was closed"))
             case _:
                 raise TypeError(f"the supervisor does not know {type(message).__name__}")
+        return None
+
+    def _hear(self, news: ActorEnded | MetadataEchoed | ThreadTaken) -> None:
+        match news:
+            case ThreadTaken(key=key, thread_id=thread_id):
+                self._admission.hold(key, thread_id)
+            case MetadataEchoed(server=server):
+                self._echoing.add(server)
+            case ActorEnded(key=key, cause=cause):
+                self._actor_ended(self._open[key], cause)
 
     def on_terminated(self, cause: BaseException | None) -> None:
         """Leave nothing behind: nobody would hear any more that a run's actor has ended."""
@@ -193,22 +218,53 @@ class Supervisor(LoopActor):
 
     def _admit(self, admit: Admit) -> None:
         record = admit.record
-        holder = None if record.thread_id is None else self._admission.holder(record.thread_id)
+        if admit.state.server in self._echoing:
+            record = replace(record, metadata_echoed=True)
         self._journal.record(record)
-        run = self._open[record.key] = _Open(state=admit.state, in_flight=admit.in_flight)
-        if holder is not None and admit.on_busy_thread == "reject":
+        log = RunLog(admit.state, tool_data=self._log_tool_data)
+        run = self._open[record.key] = _Open(state=admit.state, in_flight=admit.in_flight, log=log)
+        holder = None if record.thread_id is None else self._admission.holder(record.thread_id)
+        adopted = record.run_id is not None
+        if holder is not None and record.request.on_busy_thread == "reject" and not adopted:
             self._let_go(run, self._busy(record, holder))
             return
+        if holder is not None and record.request.on_busy_thread == "interrupt":
+            self._interrupt(record.thread_id)
         self._start_actor(run)
-        run.state.parked = holder is not None
-        self._admission.ask(record.key, record.thread_id)
+        self._queue(run, record)
         self._start_admitted()
+
+    def _interrupt(self, thread_id: str | None) -> None:
+        """Have every run end that has the thread or waits for it."""
+        if thread_id is not None:
+            for key in (*self._admission.waiting(thread_id), *self._admission.holders(thread_id)):
+                self._open[key].in_flight.report(CancelRequested())
+
+    def _queue(self, run: _Open, record: RunRecord) -> None:
+        """Have a run wait for its thread, if it must.
+
+        One that is adopted exists, and has the thread on the server: were it to wait for a run that itself
+        waits for this one's end, neither would go on. It waits only for one that conducts the same run.
+        """
+        thread_id, adopted = record.thread_id, record.run_id
+        holders = () if thread_id is None else self._admission.holders(thread_id)
+        if adopted and all(self._open[key].state.record.run_id != adopted for key in holders):
+            self._admission.join(run.key, thread_id)
+        elif self._admission.ask(run.key, thread_id, next_in_line=adopted is not None):
+            assert thread_id is not None
+            run.state.turn = self._turns.setdefault(thread_id, Turn(self._open[holders[0]].state))
+
+    def _is_orphan(self, run: Run) -> bool:
+        records = (known.state.record for known in self._open.values())
+        return not run.is_terminal and not any(
+            run.id in record.run_ids or record.is_marked(run) for record in records
+        )
 
     def _busy(self, record: RunRecord, holder: str) -> ThreadBusy:
         run_id = self._open[holder].state.record.run_id
         return ThreadBusy(
             f"thread {record.thread_id} is held by run {run_id or holder!r} of this orchestrator, and "
-            f"on_busy_thread is 'reject': wait for that run, or use 'enqueue'",
+            f"on_busy_thread is 'reject': wait for that run, or use 'enqueue' or 'interrupt'",
             thread_id=record.thread_id or "",
             run_id=run_id,
         )
@@ -225,6 +281,7 @@ class Supervisor(LoopActor):
             resume=partial(self._resume, run.key),
             in_flight=run.in_flight,
             state=run.state,
+            log=run.log,
             journal=self._journal,
             watcher=self._tell_self,
         )
@@ -262,8 +319,8 @@ class Supervisor(LoopActor):
     def _restart_later(self, run: _Open, cause: BaseException) -> None:
         deaths = len(run.deaths)
         pause = min(self._policy.backoff_cap_s, self._policy.backoff_s * 2.0 ** (deaths - 1))
-        known = {"run_key": run.key, "run_id": run.state.record.run_id}
-        log.warning("run.restarted", cause=repr(cause), restarts=deaths, pause_s=pause, **known)
+        run.log.restarted(cause, restarts=deaths, pause_s=pause)
+        run.state.recovers = WaitsFor.BACKOFF, f"its actor died, restart in {pause:g} s"
         run.state.publish(
             Notice(event="run.restarted", run_id=run.state.record.run_id, detail=type(cause).__name__)
         )
@@ -274,13 +331,15 @@ class Supervisor(LoopActor):
             self.actor_ref.tell(message)
 
     def _escalate(self, run: _Open, cause: BaseException) -> None:
+        run.log.escalated(cause, deaths=len(run.deaths))
+        run.state.recovers = WaitsFor.SERVER, "its actor died too often, the run is being cancelled"
         run.in_flight.stop_tools()
         coroutine = self._cancel_and_fail(run, run.state.record, cause)
         run.coming = self.loop_thread.create_task(coroutine, name=f"{run.key}:escalate")
 
     async def _cancel_and_fail(self, run: _Open, record: RunRecord, cause: BaseException) -> None:
         what = f"its actor died {len(run.deaths)} times in {self._policy.within_s:g} s"
-        run_id, became = await _ended_remotely(run.in_flight, record)
+        run_id, became = await ended_remotely(run.in_flight, record)
         error = RunError(
             f"run {run_id or run.key!r} on thread {record.thread_id} was given up: {what}, at last of "
             f"{type(cause).__name__}: {cause}; {became}",
@@ -295,7 +354,7 @@ class Supervisor(LoopActor):
         record = run.state.record
         return OrchestratorClosed(
             f"{why} before run {record.run_id or run.key!r} on thread {record.thread_id} had ended "
-            f"(phase {record.phase}, status {record.status}); {_whereabouts(record)}"
+            f"(phase {record.phase}, status {record.status}); {whereabouts(record)}"
         )
 
     def _let_go(self, run: _Open, error: OrchestratorError) -> None:
@@ -303,8 +362,7 @@ class Supervisor(LoopActor):
         if self._open.get(run.key) is not run:
             return
         if not run.state.finished:
-            known = {"run_key": run.key, "run_id": run.state.record.run_id}
-            log.warning("run.failed", error=type(error).__name__, reason=str(error), **known)
+            run.log.failed(error)
             run.state.finish(Finish(error=error))
         run.in_flight.close()
         if run.coming is not None:
@@ -320,48 +378,17 @@ class Supervisor(LoopActor):
         self._journal.forget(run.key)
         heir = self._admission.leave(run.key)
         if heir is not None:
-            self._open[heir].state.parked = False
+            self._open[heir].state.turn = None
+        self._pass_turn(run.state.record.thread_id)
         self._ended(run.state)
         self._start_admitted()
 
-
-async def _ended_remotely(in_flight: InFlight, record: RunRecord) -> tuple[str | None, str]:
-    """Cancel what a run that is given up left on the server; its id, if any, and what became of it."""
-    if record.thread_id is None or (record.run_id is None and record.pending is None):
-        return None, "nothing was created on the server"
-    run_id = record.run_id or in_flight.run_seen(record.pending)
-    if run_id is None:
-        listing = await _told(in_flight, ListRuns(number=0, thread_id=record.thread_id))
-        listed = listing.runs if isinstance(listing, RunsListed) else ()
-        marked = (run.id for run in listed if (run.metadata or {}).get(NONCE_KEY) == record.nonce)
-        run_id = next(marked, None)
-    if run_id is None:
-        return None, _whereabouts(record)
-    match await _told(in_flight, CancelRun(number=0, thread_id=record.thread_id, run_id=run_id)):
-        case RunObserved():
-            return run_id, "the run was cancelled on the server"
-        case RequestFailed(error=error):
-            return run_id, f"the run could not be cancelled on the server ({error}): look at it there"
-        case _:
-            return run_id, "whether the run was cancelled on the server is not known: look at it there"
-
-
-async def _told(in_flight: InFlight, effect: ListRuns | CancelRun) -> Input | None:
-    """Make one attempt at a request, outside of the run's machine."""
-    told: list[Input] = []
-    try:
-        await in_flight.backend.perform(effect, told.append)
-    except Exception:
-        log.exception(
-            "run.request_broken", request=type(effect).__name__, run_id=getattr(effect, "run_id", None)
-        )
-    return told[0] if told else None
-
-
-def _whereabouts(record: RunRecord) -> str:
-    """Where to look for a run that nobody conducts any more."""
-    if record.run_id is not None:
-        return "it may go on there: look at it, cancel it, or take it up again with adopt(thread_id, run_id)"
-    if record.pending is not None:
-        return f"it may have been created: look on its thread for metadata {NONCE_KEY}={record.nonce}"
-    return "it was not created"
+    def _pass_turn(self, thread_id: str | None) -> None:
+        """Let those who wait for a thread see who has it now."""
+        if thread_id is None or thread_id not in self._turns:
+            return
+        holder = self._admission.holder(thread_id)
+        if holder is None:
+            del self._turns[thread_id]
+        else:
+            self._turns[thread_id].holder = self._open[holder].state
