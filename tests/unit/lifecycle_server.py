@@ -18,16 +18,18 @@ from orchestrator.protocol.events import MessageEvent, RunEvent
 from orchestrator.protocol.objects import (
     TERMINAL_STATUSES,
     FunctionCall,
+    LastError,
     Message,
     RequiredAction,
     Run,
     SubmitToolOutputs,
     Thread,
     ToolCall,
+    Usage,
 )
 from orchestrator.runs import effects as fx
 from orchestrator.runs import inputs as told
-from orchestrator.runs.request import OnDeadline, Watch
+from orchestrator.runs.request import OnBusyThread, OnDeadline, OnExpired, OnStall, Watch
 
 THREAD = "thread_1"
 
@@ -43,6 +45,10 @@ class Scenario:
         deaths: Of a hundred inputs, how many kill the actor.
         rounds: Batches of tool calls that the run asks for.
         calls: Calls in each batch.
+        foreign_s: How long a run of somebody else holds the thread, or `None` when there is none.
+        failures: Of a hundred runs, how many fail with an error that the rerun policy lists.
+        lifetime_s: How long a run may take.
+        freezes: Whether runs stay in progress for ever.
     """
 
     seed: int
@@ -63,13 +69,29 @@ class Scenario:
     cancel_sticks: bool = False
     cancel_at: float | None = None
     detach_at: float | None = None
+    foreign_s: float | None = None
+    names_foreign: bool = True
+    on_busy_thread: OnBusyThread = "enqueue"
+    interrupt_foreign: bool = False
+    failures: int = 0
+    reruns: int = 1
+    repeatable: bool = True
+    lifetime_s: float = 600.0
+    on_expired: OnExpired = "fail"
+    freezes: bool = False
+    on_stall: OnStall = "report"
+    max_tool_rounds: int | None = None
+    max_total_tokens: int | None = None
 
     @property
     def is_kind(self) -> bool:
         """Whether nothing goes wrong, so that nothing but a verdict will do."""
         patient = self.deadline_s > 100 and self.detach_at is None
         cancels = not self.cancel_sticks and not self.cancels_only_in_progress
-        return patient and cancels and not (self.faults or self.breaks or self.deaths)
+        unlimited = self.max_tool_rounds is None and self.max_total_tokens is None
+        free = self.foreign_s is None or (self.foreign_s < 30 and self.on_busy_thread == "enqueue")
+        kind = patient and cancels and unlimited and free and not (self.freezes or self.failures)
+        return kind and not (self.faults or self.breaks or self.deaths)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -144,7 +166,9 @@ class ServerRun:
     nonce: str
     rounds_left: int
     verdict: str
+    created_at: float
     status: str = "queued"
+    error: LastError | None = None
     round: int = 0
     calls: tuple[ToolCall, ...] = ()
     batches: list[dict[str, str]] = field(default_factory=list)
@@ -163,6 +187,19 @@ class Server:
         self.scenario = scenario
         self.time = time
         self.runs: list[ServerRun] = []
+        self.foreign: ServerRun | None = None
+        if scenario.foreign_s is not None and scenario.own_thread:
+            self.foreign = ServerRun(
+                id="run_foreign", nonce="other", rounds_left=0, verdict="completed", created_at=time.now
+            )
+            self.foreign.status = "in_progress"
+            foreign = self.foreign
+            time.later(scenario.foreign_s, lambda: self.move(foreign, "completed"), moves=False)
+
+    @property
+    def all_runs(self) -> list[ServerRun]:
+        """Every run of the thread, oldest first."""
+        return self.runs if self.foreign is None else [self.foreign, *self.runs]
 
     def handle(self, effect: fx.RequestEffect) -> APIError | told.Input:
         """Do what is asked, and say what the answer would be."""
@@ -173,10 +210,10 @@ class Server:
             case fx.CreateRun():
                 return self.create(effect)
             case fx.ListRuns():
-                runs = tuple(self.shown(run) for run in reversed(self.runs))
+                runs = tuple(self.shown(run) for run in reversed(self.all_runs))
                 return told.RunsListed(number=effect.number, runs=runs)
             case _:
-                run = next(run for run in self.runs if run.id == effect.run_id)
+                run = next(run for run in self.all_runs if run.id == effect.run_id)
                 return self.handle_run(run, effect)
 
     def handle_run(
@@ -195,18 +232,22 @@ class Server:
         return refusal or told.RunObserved(number=effect.number, run=self.shown(run))
 
     def create(self, effect: fx.CreateRun) -> APIError | told.Input:
-        active = next((run for run in self.runs if run.status not in TERMINAL_STATUSES), None)
+        active = next((run for run in self.all_runs if run.status not in TERMINAL_STATUSES), None)
         if active is not None and self.scenario.locks_threads:
-            return refusal(400, f"Thread {THREAD} already has an active run {active.id}.")
+            name = f" {active.id}" if self.scenario.names_foreign else ""
+            return refusal(400, f"Thread {THREAD} already has an active run{name}.")
         assert all(run.nonce != effect.nonce for run in self.runs), "two runs for one nonce"
         run = ServerRun(
             id=f"run_{len(self.runs) + 1}",
             nonce=effect.nonce,
             rounds_left=self.scenario.rounds,
             verdict=self.time.random.choice(("completed", "completed", "failed", "incomplete")),
+            created_at=self.time.now,
         )
+        if self.time.chance(self.scenario.failures):
+            run.verdict, run.error = "failed", LastError(code="server_error", message="it broke")
         self.runs.append(run)
-        self.time.later(600, lambda: self.move(run, "expired"), moves=False)
+        self.time.later(self.scenario.lifetime_s, lambda: self.move(run, "expired"), moves=False)
         self.plan(run, "in_progress")
         return told.RunObserved(number=effect.number, run=self.shown(run))
 
@@ -248,7 +289,8 @@ class Server:
                 self.plan(run, "in_progress")
             case "in_progress":
                 self.write(run)
-                self.plan(run, "requires_action" if run.rounds_left else run.verdict)
+                if not self.scenario.freezes:
+                    self.plan(run, "requires_action" if run.rounds_left else run.verdict)
             case "requires_action":
                 self.ask(run)
             case "cancelling" if not self.scenario.cancel_sticks:
@@ -294,6 +336,10 @@ class Server:
             status=status or run.status,
             required_action=action,
             metadata={NONCE_KEY: run.nonce} if self.scenario.echoes_metadata else None,
+            created_at=run.created_at,
+            expires_at=run.created_at + self.scenario.lifetime_s,
+            last_error=run.error if run.status == "failed" else None,
+            usage=Usage(total_tokens=100 * (1 + run.round)),
         )
 
 

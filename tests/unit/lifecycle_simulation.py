@@ -13,17 +13,19 @@ from collections.abc import Callable
 from lifecycle_server import THREAD, Scenario, Server, ServerRun, VirtualTime, in_stream, refusal
 
 from orchestrator.errors import AmbiguousOutcome, APIConnectionError, APIError, RunError
+from orchestrator.protocol.events import MessageEvent, StreamEvent
 from orchestrator.protocol.objects import TERMINAL_STATUSES, ToolCall
 from orchestrator.runs import effects as fx
 from orchestrator.runs import inputs as told
 from orchestrator.runs.lifecycle import Lifecycle, Timing
 from orchestrator.runs.record import Phase, RunRecord
-from orchestrator.runs.request import RunRequest
-from orchestrator.runs.result import Notice, RunResult
+from orchestrator.runs.request import RerunPolicy, RunRequest
+from orchestrator.runs.result import Notice, RunResult, StreamedEvent
 
 __all__ = ["Scenario", "World"]
 
 TIMING = Timing()
+TOOL_S = 5.0
 BOUNDS = (told.Timer.DEADLINE, told.Timer.STALL, told.Timer.CANCEL)
 
 
@@ -40,6 +42,14 @@ class World:
             watch=scenario.watch,
             on_deadline=scenario.on_deadline,
             deadline_s=scenario.deadline_s,
+            on_busy_thread=scenario.on_busy_thread,
+            interrupt_foreign=scenario.interrupt_foreign,
+            on_expired=scenario.on_expired,
+            on_stall=scenario.on_stall,
+            rerun=RerunPolicy(attempts=scenario.reruns),
+            unrepeatable_tools=frozenset() if scenario.repeatable else frozenset({"tool"}),
+            max_tool_rounds=scenario.max_tool_rounds,
+            max_total_tokens=scenario.max_total_tokens,
         )
         self.ends_by = self.time.now + scenario.deadline_s + TIMING.cancel_timeout_s
         self.record = RunRecord(
@@ -51,17 +61,20 @@ class World:
         )
         self.lifecycle: Lifecycle | None = None
         self.incarnation = 0
+        self.deaths = 0
         self.incarnated_at = 0.0
         self.timers: dict[told.Timer, int] = {}
         self.held: list[told.Input] = []
         self.wishes: list[told.Input] = []
         self.under_way: set[int] = set()
+        self.leaving: dict[int, fx.RequestEffect] = {}
         self.streams: dict[int, Stream] = {}
         self.tools: set[tuple[int, str]] = set()
         self.outcomes: dict[tuple[int, str], told.ToolFinished] = {}
         self.finish: fx.Finish | None = None
         self.finished_at = 0.0
         self.notices: list[Notice] = []
+        self.shown: list[StreamEvent] = []
         self.tool_calls: Counter[tuple[str | None, int, str]] = Counter()
         self.sent: Counter[str] = Counter()
 
@@ -113,6 +126,7 @@ class World:
             self.die()
 
     def die(self) -> None:
+        self.deaths += 1
         self.lifecycle = None
         self.timers.clear()
         self.time.later(self.time.pause(), self.incarnate, is_live=lambda: self.finish is None)
@@ -130,10 +144,8 @@ class World:
         match effect:
             case fx.Record():
                 self.record = effect.record
-            case fx.Publish(event=Notice() as notice):
-                self.notices.append(notice)
             case fx.Publish():
-                pass
+                self.show(effect.event)
             case fx.SetTimer():
                 self.set_timer(effect)
             case fx.ClearTimer():
@@ -144,8 +156,17 @@ class World:
                 self.perform_tools(effect)
             case fx.CloseStream():
                 self.close_stream(effect.number)
+            case fx.Withdraw():
+                self.withdraw(effect.number)
             case _:
                 self.send(effect)
+
+    def show(self, event: StreamedEvent) -> None:
+        if isinstance(event, Notice):
+            self.notices.append(event)
+        else:
+            assert event.run_id is not None, f"{event.event} does not say of which run"
+            self.shown.append(event)
 
     def set_timer(self, effect: fx.SetTimer) -> None:
         assert 0 <= effect.delay_s < 1e6
@@ -167,6 +188,7 @@ class World:
         """A deadline may end a slow run; it must not be what ends one that nobody looks after."""
         assert self.lifecycle is not None
         waits = self.lifecycle.phase is Phase.ADMITTED or self.incarnated_at >= self.record.deadline_at
+        waits = waits or self.scenario.freezes
         assert waits or self.time.is_moving, f"stuck in {self.lifecycle.phase}"
 
     def assert_wanted(self, effect: fx.Effect) -> None:
@@ -181,9 +203,9 @@ class World:
             return
         self.assert_wanted(effect)
         for call in effect.calls:
-            self.start_tool(effect.round, call)
+            self.start_tool(effect.round, call, TOOL_S if effect.bound_s is None else effect.bound_s)
 
-    def start_tool(self, round_: int, call: ToolCall) -> None:
+    def start_tool(self, round_: int, call: ToolCall, bound_s: float) -> None:
         key = (round_, call.id)
         self.tool_calls[(self.record.run_id, *key)] += 1
         self.tools.add(key)
@@ -196,7 +218,9 @@ class World:
             if self.lifecycle is not None:
                 self.tell(finished)
 
-        self.time.later(self.time.pause(5), finish, is_live=lambda: key in self.tools)
+        # One that takes longer than it may is answered for by the runtime.
+        took_s = min(self.time.pause(TOOL_S), bound_s)
+        self.time.later(took_s, finish, is_live=lambda: key in self.tools)
 
     def end(self, finish: fx.Finish) -> None:
         assert self.finish is None
@@ -218,11 +242,19 @@ class World:
             self.assert_wanted(effect)
         assert effect.number not in self.under_way
         self.under_way.add(effect.number)
+        self.leaving[effect.number] = effect
         self.time.later(self.time.pause(), lambda: self.arrive(effect))
+
+    def withdraw(self, number: int) -> None:
+        """Take a request back if it has not left, which nobody but the runtime can tell."""
+        if number in self.under_way and number in self.leaving and self.time.chance(50):
+            unsent = APIConnectionError("withdrawn", method="POST", path="/x", sent=False)
+            self.fail(self.leaving.pop(number), unsent)
 
     def arrive(self, effect: fx.RequestEffect) -> None:
         """The request reaches the server, or something worse."""
-        if effect.number not in self.under_way:
+        left = self.leaving.pop(effect.number, None) is not None
+        if not left or effect.number not in self.under_way:
             return
         if self.time.chance(self.scenario.faults):
             self.go_wrong(effect)
@@ -231,7 +263,7 @@ class World:
         if isinstance(answer, APIError):
             self.fail(effect, answer)
         elif isinstance(effect, fx.CreateRun | fx.SubmitToolOutputs) and effect.stream:
-            self.open_stream(effect.number)
+            self.open_stream(effect)
         else:
             self.time.later(self.time.pause(), lambda: self.outcome(effect.number, answer))
 
@@ -269,8 +301,8 @@ class World:
             self.under_way.discard(number)
             self.tell(input_)
 
-    def open_stream(self, number: int) -> None:
-        run = self.server.runs[-1]
+    def open_stream(self, effect: fx.CreateRun | fx.SubmitToolOutputs) -> None:
+        number, run = effect.number, self.server.runs[-1]
         stream = self.streams[number] = Stream(self, run, number)
         run.watchers.append(stream)
         stream.show(in_stream(self.server.shown(run)))
@@ -288,18 +320,33 @@ class World:
         in_time = max(self.ends_by, self.incarnated_at) + 1e-6
         assert self.finished_at <= in_time, "the run outlived its deadline and its cancel"
         assert set(self.tool_calls.values()) <= {1}, f"a tool was called twice: {self.tool_calls}"
-        assert len(self.server.runs) <= 1
+        self.check_runs()
         if self.finish.result is not None:
             self.check_result(self.finish.result)
         else:
             self.check_error()
+
+    def check_runs(self) -> None:
+        """One run, and another only after one that may be followed, and is over."""
+        runs, scenario = self.server.runs, self.scenario
+        assert len(runs) <= max(1, scenario.reruns), "more runs than there may be"
+        for run in runs[:-1]:
+            assert run.status in ("failed", "expired"), f"{run.id} is followed, and {run.status}"
+            assert run.status != "expired" or scenario.on_expired == "restart"
+            called = any(run_id == run.id for run_id, _, _ in self.tool_calls)
+            assert run.status == "expired" or scenario.repeatable or not called, "a call was risked twice"
+        foreign = self.server.foreign
+        may_end = scenario.interrupt_foreign and scenario.on_busy_thread == "interrupt"
+        if foreign is not None and not may_end:
+            assert foreign.status not in ("cancelling", "cancelled"), "a foreign run was cancelled"
 
     def check_error(self) -> None:
         assert self.finish is not None
         error = self.finish.error
         assert not self.scenario.is_kind, f"failed without a reason: {error!r}"
         for run in self.server.runs:
-            was_left = run.status not in {*TERMINAL_STATUSES, "cancelling"} or run.status == "expired"
+            was_left = run.status not in {*TERMINAL_STATUSES, "cancelling"}
+            was_left = was_left or (run.status == "expired" and run.id not in self.record.earlier)
             named = isinstance(error, AmbiguousOutcome) and error.nonce == run.nonce
             named = named or (isinstance(error, RunError) and error.run_id == run.id) or run.id in str(error)
             assert named or not was_left, f"{run.id} is left and not named: {error}"
@@ -307,17 +354,33 @@ class World:
     def check_result(self, result: RunResult) -> None:
         if result.run_id is None:
             assert result.status == "cancelled"
-            assert self.server.runs == [], "cancelled as never created, and created"
+            left = [run for run in self.server.runs if run.status not in TERMINAL_STATUSES]
+            assert left == [], "cancelled as never created, and created"
+            assert len(self.server.runs) == self.record.attempt - 1
             return
-        (run,) = self.server.runs
+        run = self.server.runs[-1]
         assert (result.run_id, result.status) == (run.id, run.status)
         if not any("could not be fetched" in (notice.detail or "") for notice in self.notices):
             assert [message.id for message in result.messages] == [message.id for message in run.messages]
         answered = [(made.round, made.call_id) for made in result.tool_calls]
         assert len(set(answered)) == len(answered)
-        assert set(answered) >= run.accepted, "the model was told what the result does not know"
-        if self.scenario.is_kind and self.scenario.watch == "stream" and self.scenario.cancel_at is None:
+        self.check_shown(run)
+        given = {made.output for made in result.tool_calls if made.run_id == run.id}
+        accepted = {run.batches[round_ - 1][id_] for round_, id_ in run.accepted}
+        assert given >= accepted, "the model was told what the result does not know"
+        is_plain = len(self.server.runs) == 1 and self.server.foreign is None and run.status != "expired"
+        is_plain = is_plain and self.scenario.watch == "stream" and self.scenario.cancel_at is None
+        if is_plain and self.scenario.is_kind:
             self.check_requests()
+
+    def check_shown(self, run: ServerRun) -> None:
+        """A reader has seen every message in order, and the verdict last, whatever was lost on the way."""
+        last = self.shown[-1]
+        assert (last.run_id, last.event) == (run.id, f"thread.run.{run.status}")
+        if not self.deaths and not any("could not be" in (notice.detail or "") for notice in self.notices):
+            messages = [event.data for event in self.shown if isinstance(event, MessageEvent)]
+            ids = [message.id for message in messages if message.run_id == run.id]
+            assert ids == [message.id for message in run.messages], "shown twice, out of order or not at all"
 
     def check_requests(self) -> None:
         """A streamed run that nothing happens to costs one request, and one per round."""

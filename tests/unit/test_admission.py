@@ -125,6 +125,43 @@ def test_a_made_thread_that_somebody_has_stays_theirs() -> None:
     assert admission.holder("t") == "a"
 
 
+def test_who_waits_for_a_thread_is_told_so_and_can_be_named_in_order() -> None:
+    admission = Admission(10)
+    assert not admission.ask("a", "t")
+    assert admission.ask("b", "t")
+    assert admission.ask("c", "t")
+    assert not admission.ask("d", None)
+    assert (admission.holders("t"), admission.waiting("t")) == (("a",), ("b", "c"))
+    admission.leave("b")
+    assert admission.waiting("t") == ("c",)
+    assert (admission.holders("u"), admission.waiting("u")) == ((), ())
+
+
+def test_one_that_is_next_in_line_gets_the_thread_before_those_who_came_earlier() -> None:
+    admission = Admission(10)
+    assert asked(admission, ("a", "t"), ("b", "t")) == ["a"]
+    assert admission.ask("c", "t", next_in_line=True)
+    assert admission.waiting("t") == ("c", "b")
+    assert admission.leave("a") == "c"
+    assert admission.leave("c") == "b"
+
+
+@pytest.mark.parametrize(("first", "last"), [("a", "b"), ("b", "a")])
+def test_a_thread_that_another_run_joined_passes_on_when_both_have_left(first: str, last: str) -> None:
+    admission = Admission(10)
+    admission.ask("a", "t")
+    admission.join("b", "t")
+    admission.ask("c", "t")
+    assert admission.admitted() == ["a", "b"]
+    assert admission.holders("t") == ("a", "b")
+    assert admission.leave(first) is None
+    assert admission.holder("t") == last
+    assert admission.leave(last) == "c"
+    assert admission.admitted() == ["c"]
+    assert admission.leave("c") is None
+    assert admission.holder("t") is None
+
+
 class Model:
     """What admission promises, written down as slowly and plainly as can be."""
 

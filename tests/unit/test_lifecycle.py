@@ -24,6 +24,7 @@ from orchestrator.runs import effects as fx
 from orchestrator.runs import inputs as told
 from orchestrator.runs.inputs import Timer
 from orchestrator.runs.lifecycle import IllegalInput
+from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
 
 
@@ -213,12 +214,11 @@ def test_a_run_that_lost_a_stream_is_streamed_again_from_the_next_submission() -
     story.watch()
     story.end_stream()
     story.answer(run("requires_action", call("call_1")))
+    story.transcript()
     story.finish_tool("call_1")
     assert story.last(fx.SubmitToolOutputs).stream
     story.stream(run("queued"), run("completed"))
-    assert story.sent[-1] == "RetrieveRun"
-    story.answer(run("completed"))
-    assert story.sent[-1] == "FetchTranscript"
+    assert story.result.status == "completed"
 
 
 def test_a_batch_learned_from_a_look_closes_the_stream_early_so_the_transcript_is_fetched() -> None:
@@ -226,9 +226,6 @@ def test_a_batch_learned_from_a_look_closes_the_stream_early_so_the_transcript_i
     story.watch()
     story.fire(Timer.STALL)
     story.answer(run("requires_action", call("call_1")))
-    story.finish_tool("call_1")
-    story.stream(run("queued"), run("completed"))
-    story.answer(run("completed"))
     assert story.sent[-1] == "FetchTranscript"
 
 
@@ -468,10 +465,11 @@ def test_an_adopted_run_is_looked_at_first_and_its_calls_are_answered() -> None:
     story = Story(thread_id=THREAD, run_id=RUN)
     story.start()
     story.answer(run("requires_action", call("call_1"), nonce=None))
+    story.transcript(message("msg_1", "said before"))
     story.finish_tool("call_1")
     story.stream(run("queued"), run("completed"))
-    story.answer(run("completed"))
-    assert story.sent == ["RetrieveRun", "SubmitToolOutputs", "RetrieveRun", "FetchTranscript"]
+    assert story.sent == ["RetrieveRun", "FetchTranscript", "SubmitToolOutputs"]
+    assert [written.id for written in story.result.messages] == ["msg_1"]
 
 
 def test_a_look_that_shows_nothing_new_is_not_recorded() -> None:
@@ -502,19 +500,41 @@ def test_nothing_is_taken_before_the_record_was_resumed() -> None:
         fresh.receive(told.Started(), 0.0)
 
 
-def test_a_run_says_in_a_few_words_what_it_waits_for() -> None:
+def test_a_run_says_in_a_word_and_a_few_more_what_it_waits_for_and_how_often_it_was_asked_for() -> None:
     story = Story()
-    assert story.machine.waits_for == "admission"
+
+    def waits() -> tuple[str, str, int]:
+        word, detail = story.machine.waiting
+        return word, detail, story.machine.attempts
+
+    assert waits() == (WaitsFor.ADMISSION, "a place among the runs at work", 0)
     story.create()
-    assert story.machine.waits_for == "the server"
+    assert waits() == (WaitsFor.SERVER, "the created run", 1)
     story.fail(refused(429))
-    assert story.machine.waits_for == "backoff after 1 failed attempts"
+    assert waits() == (WaitsFor.BACKOFF, "the next attempt, after 1 that failed", 1)
     story.fire(Timer.RETRY)
+    assert waits() == (WaitsFor.SERVER, "the created run", 2)
     story.end_stream()
     story.list_runs()
-    assert story.machine.waits_for == "a second look for the created run"
+    assert waits() == (WaitsFor.BACKOFF, "a second look for the created run", 0)
     story.fire(Timer.SETTLE)
     story.list_runs(run("requires_action", call("call_1", name="get_time")))
-    assert story.machine.waits_for == "tools: get_time"
+    assert waits() == (WaitsFor.TOOL, "get_time", 0)
     story.tell(told.DetachRequested())
-    assert story.machine.waits_for == "nothing"
+    assert waits() == (WaitsFor.NOTHING, "it is over", 0)
+
+
+def test_a_run_whose_looks_fail_waits_for_a_pause_and_after_one_that_answers_for_the_server() -> None:
+    story = Story(watch="poll")
+    story.create()
+    story.answer(run("in_progress"))
+    assert story.machine.waiting == (WaitsFor.SERVER, "the run's next step")
+    story.fire(Timer.POLL)
+    story.fail(refused(503))
+    assert story.machine.waiting == (WaitsFor.BACKOFF, "the next attempt, after 1 that failed")
+    story.fire(Timer.POLL)
+    assert story.machine.waiting == (WaitsFor.SERVER, "the run's next step")
+    assert story.machine.attempts == 2
+    story.answer(run("in_progress"))
+    assert story.machine.waiting == (WaitsFor.SERVER, "the run's next step")
+    assert story.machine.attempts == 0

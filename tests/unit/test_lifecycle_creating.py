@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lifecycle_story import NONCE, RUN, THREAD, Story, call, cut, message, message_event, refused, run
+from lifecycle_story import NONCE, RUN, THREAD, TIMING, Story, call, cut, message, message_event, refused, run
 
 from orchestrator.errors import (
     AmbiguousOutcome,
@@ -107,14 +107,34 @@ def test_a_create_that_is_lost_again_and_again_is_ambiguous_in_the_end() -> None
     assert isinstance(story.error, AmbiguousOutcome)
 
 
-def test_an_unreadable_list_leaves_the_create_ambiguous() -> None:
+def test_a_list_that_the_server_refuses_leaves_the_create_ambiguous() -> None:
     story = Story()
     story.create()
     story.fail(cut())
-    for _ in range(3):
+    story.fail(refused(403))
+    assert isinstance(story.error, AmbiguousOutcome)
+
+
+def test_the_list_is_asked_for_through_a_long_outage_because_only_it_can_tell() -> None:
+    story = Story()
+    story.create()
+    story.fail(cut())
+    for _ in range(30):
         story.fail(refused(503))
         story.fire(Timer.RETRY)
-    story.fail(refused(503))
+    story.list_runs(run("in_progress"))
+    assert (story.phase, story.machine.record.run_id) == (Phase.WATCHING, RUN)
+
+
+def test_an_outage_that_lasts_past_the_deadline_leaves_the_create_ambiguous() -> None:
+    story = Story(deadline_s=30.0)
+    story.create()
+    story.fail(cut())
+    until = 1000 + 30 + TIMING.cancel_timeout_s
+    while story.now < until:
+        assert story.phase is Phase.CREATING
+        story.fail(refused(503))
+        story.wait(min(8.0, until - story.now))
     assert isinstance(story.error, AmbiguousOutcome)
 
 
@@ -173,7 +193,7 @@ def test_a_thread_whose_creation_failed_is_created_again() -> None:
 
 @pytest.mark.parametrize("text", [BUSY, f"Can't add messages to {THREAD} while a run run_7 is active."])
 def test_a_thread_that_another_run_holds_is_named_with_that_run(text: str) -> None:
-    story = Story(thread_id=THREAD)
+    story = Story(thread_id=THREAD, on_busy_thread="reject")
     story.create()
     refusal = refused(400, text)
     story.fail(refusal)

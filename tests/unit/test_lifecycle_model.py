@@ -27,6 +27,19 @@ SCENARIOS = st.builds(
     cancel_sticks=st.booleans(),
     cancel_at=st.none() | st.floats(0, 20),
     detach_at=st.none() | st.none() | st.floats(0, 20),
+    foreign_s=st.sampled_from((None, None, 5.0, 1000.0)),
+    names_foreign=st.booleans(),
+    on_busy_thread=st.sampled_from(("enqueue", "enqueue", "reject", "interrupt")),
+    interrupt_foreign=st.booleans(),
+    failures=st.sampled_from((0, 0, 50)),
+    reruns=st.integers(1, 3),
+    repeatable=st.booleans(),
+    lifetime_s=st.sampled_from((600.0, 600.0, 600.0, 12.0)),
+    on_expired=st.sampled_from(("fail", "restart")),
+    freezes=st.sampled_from((False, False, False, True)),
+    on_stall=st.sampled_from(("report", "cancel")),
+    max_tool_rounds=st.sampled_from((None, None, 1)),
+    max_total_tokens=st.sampled_from((None, None, 250)),
 )
 
 

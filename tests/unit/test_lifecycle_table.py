@@ -8,18 +8,20 @@ import math
 import random
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lifecycle_story import REQUESTS, RUN, Story, call, cut, message, message_event, refused, run, step
 
 from orchestrator.client.retry import NONCE_KEY, Verdict, judge
-from orchestrator.protocol.events import RunEvent
-from orchestrator.protocol.objects import Run, Thread
+from orchestrator.protocol.events import RunEvent, RunStepEvent
+from orchestrator.protocol.objects import LastError, Run, Thread, Usage
 from orchestrator.runs import effects as fx
 from orchestrator.runs import inputs as told
 from orchestrator.runs.lifecycle import TABLE, IllegalInput, Lifecycle, Rule
 from orchestrator.runs.record import Phase
+from orchestrator.runs.request import RerunPolicy
 
 CALLS = (call("call_1"), call("call_2"))
 RUNS = (
@@ -32,11 +34,19 @@ RUNS = (
     run("requires_action", call("call_3", kind="code_interpreter")),
     run("in_progress", id_="run_2"),
     run("in_progress", id_="run_3", nonce=None),
+    msgspec.structs.replace(run("failed"), last_error=LastError(code="server_error")),
+    msgspec.structs.replace(run("in_progress"), usage=Usage(total_tokens=501)),
+)
+COSTLY = msgspec.structs.replace(step("step_1"), usage=Usage(total_tokens=501))
+EVENTS = (
+    message_event("msg_1", "hello"),
+    RunStepEvent(event="thread.run.step.completed", data=COSTLY, run_id=RUN),
 )
 ERRORS = (
     cut(),
     cut(sent=False),
     refused(400, "Thread thread_1 already has an active run run_7."),
+    refused(400, "Thread thread_1 already has an active run."),
     *(refused(status) for status in (400, 401, 404, 408, 409, 429, 500, 503)),
     refused(429, retry_after="3"),
     refused(429, retry_after="1e9"),
@@ -53,11 +63,20 @@ ASKED = st.fixed_dictionaries(
         "watch": st.sampled_from(("stream", "poll")),
         "on_deadline": st.sampled_from(("cancel", "detach")),
         "thread_id": st.sampled_from((None, "thread_1")),
+        "on_stall": st.sampled_from(("report", "cancel")),
+        "on_busy_thread": st.sampled_from(("enqueue", "reject", "interrupt")),
+        "interrupt_foreign": st.booleans(),
+        "on_expired": st.sampled_from(("fail", "restart")),
+        "rerun": st.sampled_from((RerunPolicy(attempts=1), RerunPolicy(base_s=0.0), RerunPolicy())),
+        "unrepeatable_tools": st.sampled_from((frozenset(), frozenset({"get_weather"}))),
+        "max_tool_rounds": st.sampled_from((None, 0, 1)),
+        "max_total_tokens": st.sampled_from((None, 500)),
     }
 )
 REACHED = (
     *("admitted", "adopted", "create", "reconcile", "watch", "act"),
     *("doubt", "submit", "cancel", "collect", "stray"),
+    *("blocked", "gap", "rerun"),
 )
 
 
@@ -70,6 +89,7 @@ class Teller(Story):
         self.recorded: set[tuple[int, str]] = set()
         self.started: set[tuple[int, str]] = set()
         self.unsettled: int | None = None
+        self.nonce = ""
         self.looks = 0
         self.finished = False
         self.ways: set[tuple[Phase, type, Phase]] = set()
@@ -92,6 +112,16 @@ class Teller(Story):
                 self.fail(cut())
                 self.stream(run("queued"), run("completed"))
                 self.list_runs(run("in_progress", id_="run_2"))
+            case "blocked":
+                self.create()
+                self.fail(refused(400, "Thread thread_1 already has an active run run_7."))
+            case "gap":
+                self.watch()
+                self.end_stream()
+                self.answer(run("requires_action", *CALLS))
+            case "rerun":
+                self.create()
+                self.show(msgspec.structs.replace(run("failed"), last_error=LastError(code="server_error")))
             case "cancel":
                 self.watch()
                 self.tell(told.CancelRequested())
@@ -138,8 +168,9 @@ class Teller(Story):
             return
         if number == self.unsettled and number not in self.answered:
             if isinstance(input_, told.RequestFailed):
-                verdict = judge(input_.error, repeatable=False)
-                self.unsettled = None if verdict is Verdict.AGAIN else self.unsettled
+                busy = "active run" in input_.error.message and not self.kept.ambiguous
+                again = judge(input_.error, repeatable=False) is Verdict.AGAIN
+                self.unsettled = None if again or busy else self.unsettled
             elif isinstance(input_, told.RunObserved):
                 self.unsettled = None
         self.looks += isinstance(input_, told.RunsListed)
@@ -160,8 +191,10 @@ class Teller(Story):
                 self.started |= calls
             case fx.CreateRun():
                 assert self.kept.pending == effect.number
-                assert self.unsettled is None or self.looks >= 2, "created twice without a look"
-                self.unsettled, self.looks = effect.number, 0
+                # A run that follows another has a nonce of its own.
+                settled = self.unsettled is None or self.looks >= 2 or effect.nonce != self.nonce
+                assert settled, "created twice without a look"
+                self.unsettled, self.looks, self.nonce = effect.number, 0, effect.nonce
             case fx.SubmitToolOutputs():
                 assert self.kept.pending == effect.number
                 asked = [asked.id for asked in self.kept.calls]
@@ -194,13 +227,13 @@ class Teller(Story):
         """What could come of a request, of whatever kind that was."""
         seen, error = RUNS[other % len(RUNS)], ERRORS[other % len(ERRORS)]
         metadata = {NONCE_KEY: "nonce-1"} if other % 2 else None
-        listed = RUNS[-2:] if other % 2 else (seen,)
+        listed = RUNS[-4:] if other % 2 else (seen,)
         hint = (None, 0.0, 1e9)[other % 3]
         reports: tuple[told.Input, ...] = (
             told.ThreadCreated(number=number, thread=Thread(id="thread_1", metadata=metadata)),
             told.RunObserved(number=number, run=seen, poll_after_s=hint, expires_in_s=other - 9.0),
             _event(number, seen),
-            told.EventObserved(number=number, event=message_event("msg_1", "hello")),
+            told.EventObserved(number=number, event=EVENTS[other % len(EVENTS)]),
             told.RunsListed(number=number, runs=listed),
             told.TranscriptFetched(number=number, messages=(message("msg_1", "x"),), steps=(step("step_1"),)),
             told.StreamEnded(number=number, error=error if other % 2 else None),
@@ -335,6 +368,9 @@ def test_every_input_is_told_in_every_phase_and_every_way_of_the_table_is_gone()
             "watch": chance.choice(("stream", "poll")),
             "on_deadline": chance.choice(("cancel", "detach")),
             "thread_id": chance.choice((None, "thread_1")),
+            "on_stall": chance.choice(("report", "cancel")),
+            "rerun": RerunPolicy(attempts=chance.randint(1, 2)),
+            "max_total_tokens": chance.choice((None, None, 500)),
         }
         steps = [(chance.randint(0, 15), chance.randint(0, 31), chance.randint(0, 31)) for _ in range(12)]
         teller = drive(request, chance.choice(REACHED), steps)
@@ -346,9 +382,7 @@ def test_every_input_is_told_in_every_phase_and_every_way_of_the_table_is_gone()
     assert refused >= set(itertools.product(Phase, kinds)) - rules.keys()
     listed = {(*key, to) for key, rule in rules.items() for to in rule.to if to is not key[0]}
     gone = {way for way in ways if way[0] is not way[2]}
-    # Tellers die between two inputs; this way is for an actor that died between two effects of one.
-    assert listed - gone == {(Phase.ACTING, told.Resumed, Phase.SUBMITTING)}
-    assert gone <= listed
+    assert gone == listed
 
 
 def test_every_phase_takes_a_cancel_a_detach_and_a_timer() -> None:

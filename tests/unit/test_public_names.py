@@ -33,13 +33,19 @@ def test_the_public_names_are_exactly_the_namespace() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert set(orchestrator.__all__) == {
+        "BreakerPolicy",
+        "Completed",
+        "Failed",
         "Notice",
         "Orchestrator",
         "OrchestratorError",
+        "RerunPolicy",
         "RestartPolicy",
         "RunHandle",
         "RunResult",
         "RunSnapshot",
+        "ServerLimits",
+        "Stopped",
         "Timing",
         "Tool",
         "ToolCallResult",

@@ -30,6 +30,7 @@ def test_fifteen_pairs_of_metadata_fit_beside_the_nonce_and_a_sixteenth_is_refus
         ({"deadline_s": float("nan")}, "positive"),
         ({"watch": "guess"}, "watch must be one of 'stream', 'poll', got 'guess'"),
         ({"on_deadline": "hope"}, "on_deadline must be one of"),
+        ({"on_busy_thread": "push"}, "on_busy_thread must be one of 'enqueue', 'reject', 'interrupt'"),
     ],
 )
 def test_a_request_that_cannot_be_meant_is_refused_before_anything_is_sent(
