@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from stage import PATIENCE_S, QUICK, Stage, assert_nothing_left
 
-from orchestrator import RestartPolicy, RunHandle, ToolRegistry
+from orchestrator import RestartPolicy, RunHandle, ServerLimits, ToolRegistry
 from orchestrator.client import AsyncThreadsClient
 from orchestrator.errors import APIConnectionError
 from orchestrator.journal import MemoryJournal
-from orchestrator.runs.backend import ThreadsBackend
+from orchestrator.runs.backend import Heard, ThreadsBackend
 from orchestrator.runs.effects import CreateRun, RequestEffect
 from orchestrator.runs.inputs import Input, RequestFailed, TimerFired
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import RunRequest, Watch, normalized_messages
 from orchestrator.runtime import acquire
 from orchestrator.supervision import RunState, Supervisor
+from orchestrator.supervision.draining import Draining
+from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.supervisor import Admit, Forward
 from orchestrator.tools import ToolExecutor
@@ -86,6 +88,22 @@ class Swallowing:
             report(poison())
 
 
+class Outlived:
+    """A backend that kills the actor and answers its create in one breath: nobody comes to handle that."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        told: list[Input] = []
+        creates = isinstance(effect, CreateRun)
+        await self._backend.perform(effect, told.append if creates else report)
+        if creates:
+            report(poison())
+            for answer in told:
+                report(answer)
+
+
 class Unsent:
     """A backend that cannot send the first create, and kills the actor once it has said so."""
 
@@ -119,12 +137,15 @@ class Crew:
         self._thread = acquire()
         self._executor = ToolExecutor()
         self._resolver = ThreadPool(1, "orchestrator-resolver")
+        self._gate = Gates(ServerLimits(), self._thread).of(self._client.account)
+        self._draining = Draining(self._thread)
         self.supervisor = Supervisor.start(
             journal=journal or MemoryJournal(),
             max_concurrent_runs=100,
             restart=restart,
             timing=QUICK,
             jitter=random.random,
+            log_tool_data=False,
             ended=RunState.hand_over,
         )
 
@@ -144,15 +165,20 @@ class Crew:
         state = RunState(record, server=self._client.base_url, resolver=self._resolver)
         in_flight = InFlight(
             key=key,
-            backend=around(ThreadsBackend(self._client)),
+            backend=around(ThreadsBackend(self._client, heard=self._hear)),
+            gate=self._gate,
+            draining=self._draining,
             executor=self._executor,
             registry=self._registry,
             context=None,
             contextvars_context=contextvars.copy_context(),
             loop_thread=self._thread,
         )
-        self.supervisor.tell(Admit(record=record, state=state, in_flight=in_flight, on_busy_thread="enqueue"))
+        self.supervisor.tell(Admit(record=record, state=state, in_flight=in_flight))
         return RunHandle(state, self.supervisor)
+
+    def _hear(self, heard: Heard) -> None:
+        self._gate.hear(heard.status, heard.headers)
 
     def tell(self, run: RunHandle, input_: Input) -> None:
         self.supervisor.tell(Forward(state=run._state, input=input_))
@@ -160,7 +186,8 @@ class Crew:
     def close(self) -> None:
         self.supervisor.stop(timeout=PATIENCE_S)
         self._executor.close()
-        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._thread.loop).result(PATIENCE_S)
+        for closing in (self._draining.aclose(), self._client.aclose()):
+            asyncio.run_coroutine_threadsafe(closing, self._thread.loop).result(PATIENCE_S)
         self._thread.release()
         self._resolver.close(PATIENCE_S)
 

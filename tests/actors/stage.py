@@ -114,8 +114,8 @@ class Stage:
 
 
 @contextmanager
-def staged(rules: list[dict[str, Any]] | None = None) -> Iterator[Stage]:
-    with running_server(RULES if rules is None else rules) as server:
+def staged(rules: list[dict[str, Any]] | None = None, **options: Any) -> Iterator[Stage]:
+    with running_server(RULES if rules is None else rules, **options) as server:
         client = ThreadsClient(server.base_url, api_key=server.api_key)
         with client:
             tools = [definition(name) for name in TOOLS]

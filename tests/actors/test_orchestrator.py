@@ -12,6 +12,7 @@ from stage import PATIENCE_S, QUICK, Gate, Stage, assert_nothing_left, our_threa
 from orchestrator import Orchestrator, ToolRegistry
 from orchestrator.client import AsyncThreadsClient
 from orchestrator.errors import Overloaded, RunFailed
+from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def test_runs_shows_where_each_run_stands_and_forgets_what_is_over(stage: Stage)
         acting, waiting = orchestrator.runs()
         assert (acting.key, acting.status, acting.round) == ("first", "requires_action", 1)
         assert (acting.thread_id, acting.run_id) == (first.thread_id, first.run_id)
-        assert acting.waits_for == "tools: fetch"
+        assert (acting.waits_for, acting.waits_detail) == (WaitsFor.TOOL, "fetch")
         assert len(acting.open_calls) == 1
         assert 0 <= acting.idle_s <= acting.age_s
         assert (waiting.key, waiting.phase, waiting.waits_for) == ("second", Phase.ADMITTED, "admission")

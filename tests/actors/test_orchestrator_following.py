@@ -16,6 +16,7 @@ from orchestrator import RunResult
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator import Orchestrator
     from orchestrator.runs.result import StreamedEvent
 
 
@@ -91,6 +92,20 @@ def test_two_loops_on_two_threads_may_wait_for_the_same_run(stage: Stage) -> Non
     assert len(set(texts)) == 1
 
 
+def test_one_orchestrator_serves_one_loop_after_the_other(stage: Stage) -> None:
+    async def text(orchestrator: Orchestrator) -> str:
+        return (await orchestrator.start(stage.assistant, messages="hello")).text
+
+    async def within() -> str:
+        async with stage.orchestrator() as orchestrator:
+            return await text(orchestrator)
+
+    with stage.orchestrator() as orchestrator:
+        texts = [asyncio.run(text(orchestrator)) for _ in range(3)]
+    assert texts == ["hello to you"] * 3
+    assert [asyncio.run(within()) for _ in range(2)] == ["hello to you"] * 2
+
+
 def test_cancelling_the_waiter_leaves_the_run_alone(stage: Stage) -> None:
     gate = Gate()
 
@@ -127,6 +142,8 @@ def test_a_call_that_would_block_a_running_loop_raises_with_the_hint(
                 orchestrator.close()
             with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
                 orchestrator.drain(1)
+            with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+                orchestrator.sweep("thread_1", orphans="adopt")
 
     asyncio.run(main())
 

@@ -69,7 +69,9 @@ with made() as orchestrator:
             lambda: orchestrator.start(assistant, messages="hello"),
             lambda: orchestrator.adopt("thread_1", "run_1"),
             orchestrator.runs, orchestrator.cancel_all, lambda: orchestrator.drain(1),
-            run.result, run.cancel, run.done, run.events, lambda: run.future, run.__aiter__,
+            lambda: orchestrator.sweep("thread_1", orphans="adopt"),
+            run.result, run.cancel, run.detach, run.done, lambda: run.watch(None),
+            run.events, lambda: run.future, run.__aiter__,
             lambda: asyncio.run(awaited()),
         ):
             refused(call)
@@ -125,6 +127,29 @@ EXIT_WITH_OPEN_RUNS = """
 orchestrator = made()
 run = working(orchestrator.start(assistant, messages="dawdle"))
 print(run.run_id)
+"""
+
+EXIT_WITH_RUNS_OF_EVERY_KIND = """
+# One works, one waits for its thread, one for its turn, one for a server that is not there.
+orchestrator = made(max_concurrent_runs=2)
+run = working(orchestrator.start(assistant, messages="dawdle"))
+orchestrator.start(assistant, thread_id=run.thread_id, messages="hello")
+failing = orchestrator.start(assistant, messages="hello", base_url="http://127.0.0.1:9/v1", api_key="none")
+while failing.snapshot().waits_for != "backoff":
+    time.sleep(0.01)
+orchestrator.start(assistant, messages="hello", stream_to=print)
+print(sorted(snapshot.waits_for for snapshot in orchestrator.runs()))
+"""
+
+EXIT_WITHIN_ASYNCIO = """
+async def main():
+    orchestrator = await made().__aenter__()
+    run = orchestrator.start(assistant, messages="dawdle")
+    async for event in run:
+        if event.event == "thread.run.in_progress":
+            return run.run_id
+
+print(asyncio.run(main()))
 """
 
 EXIT_THAT_CLOSES = """
@@ -199,7 +224,7 @@ def told(stage: Stage, script: str, *, measured: bool = True) -> list[str]:
 @needs_fork
 def test_a_forked_child_is_refused_clearly_and_can_make_a_new_orchestrator(stage: Stage) -> None:
     *refused, text, threads, code, parent = told(stage, FORK, measured=False)
-    assert len(refused) == 12
+    assert len(refused) == 15
     assert all(line.startswith("refused:") and "parent of this forked process" in line for line in refused)
     assert all("make a new" in line for line in refused)
     assert text == "got it"
@@ -215,8 +240,14 @@ def test_a_fork_at_any_moment_leaves_the_child_no_lock_to_wait_for(stage: Stage)
 
 @pytest.mark.parametrize(
     "script",
-    [EXIT_WITH_OPEN_RUNS, EXIT_THAT_CLOSES, EXIT_WHILE_A_TOOL_HANGS],
-    ids=["a stream", "a close", "a tool"],
+    [
+        EXIT_WITH_OPEN_RUNS,
+        EXIT_WITH_RUNS_OF_EVERY_KIND,
+        EXIT_WITHIN_ASYNCIO,
+        EXIT_THAT_CLOSES,
+        EXIT_WHILE_A_TOOL_HANGS,
+    ],
+    ids=["a stream", "all kinds", "an async block", "a close", "a tool"],
 )
 def test_a_process_that_ends_with_an_open_run_ends(stage: Stage, script: str) -> None:
     began = time.monotonic()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged, wait_until
 
+from orchestrator import Notice
 from orchestrator.errors import ThreadBusy
+from orchestrator.runs.machine import WaitsFor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,12 +54,14 @@ def test_a_run_that_waits_for_its_thread_says_so_and_can_be_cancelled(stage: Sta
             for text in ("fetch", "hello", "hello")
         )
         gate.wait_until_reached()
-        assert second.snapshot().waits_for == f"its turn on thread {thread_id}"
+        waiting = second.snapshot()
+        assert waiting.waits_for is WaitsFor.THREAD
+        assert waiting.waits_detail == f"thread {thread_id}, which run {first.run_id} has"
         second.cancel()
         assert second.result(PATIENCE_S).run_id is None
         gate.open.set()
         assert first.result(PATIENCE_S).status == third.result(PATIENCE_S).status == "completed"
-        assert third.snapshot().waits_for == "nothing"
+        assert third.snapshot().waits_for is WaitsFor.NOTHING
 
 
 def test_a_run_that_has_its_thread_and_no_place_yet_waits_for_admission(stage: Stage) -> None:
@@ -68,11 +72,11 @@ def test_a_run_that_has_its_thread_and_no_place_yet_waits_for_admission(stage: S
         between = orchestrator.start(stage.assistant, messages="each a")
         parked = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
         gate.wait_until_reached()
-        assert parked.snapshot().waits_for == f"its turn on thread {thread_id}"
+        assert parked.snapshot().waits_for is WaitsFor.THREAD
         holder.cancel()
         assert holder.result(PATIENCE_S).status == "cancelled"
         gate.wait_until_reached()
-        assert parked.snapshot().waits_for == "admission"
+        assert parked.snapshot().waits_for is WaitsFor.ADMISSION
         gate.open.set()
         assert between.result(PATIENCE_S).status == parked.result(PATIENCE_S).status == "completed"
 
@@ -119,7 +123,7 @@ def test_reject_names_the_run_that_holds_the_thread_and_sends_nothing(stage: Sta
         third = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
         assert third.result(PATIENCE_S).status == "completed"
     assert (refused.value.thread_id, refused.value.run_id) == (thread_id, first.run_id)
-    assert "wait for that run, or use 'enqueue'" in str(refused.value)
+    assert "wait for that run, or use 'enqueue' or 'interrupt'" in str(refused.value)
     assert stage.requests(thread_id, "POST").count("POST /runs") == 2
 
 
@@ -129,7 +133,7 @@ def test_a_run_on_a_thread_that_another_has_made_waits_for_it(stage: Stage) -> N
         first = orchestrator.start(stage.assistant, messages="fetch")
         gate.wait_until_reached()
         second = orchestrator.start(stage.assistant, thread_id=first.thread_id, messages="hello")
-        wait_until(lambda: second.snapshot().waits_for == f"its turn on thread {first.thread_id}")
+        wait_until(lambda: second.snapshot().waits_for is WaitsFor.THREAD)
         gate.open.set()
         assert second.result(PATIENCE_S).status == "completed"
 
@@ -137,10 +141,31 @@ def test_a_run_on_a_thread_that_another_has_made_waits_for_it(stage: Stage) -> N
 def test_a_foreign_run_on_the_thread_is_named_and_how_to_take_it_over(stage: Stage) -> None:
     thread_id = stage.thread()
     foreign = stage.run_id("fetch", thread_id)
-    with stage.orchestrator(tools=[Gate().fetch]) as orchestrator:
+    with stage.orchestrator(on_busy_thread="reject") as orchestrator:
         run = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
         with pytest.raises(ThreadBusy, match=f"thread {thread_id} is held by run {foreign}") as busy:
             run.result(PATIENCE_S)
         assert (busy.value.thread_id, busy.value.run_id) == (thread_id, foreign)
         assert f"adopt({thread_id!r}, {foreign!r})" in str(busy.value)
     stage.client.cancel_run(thread_id, foreign)
+
+
+def test_a_foreign_run_on_the_thread_is_waited_for(stage: Stage) -> None:
+    thread_id = stage.thread()
+    foreign = stage.run_id("fetch", thread_id)
+    with stage.orchestrator(tools=[Gate().fetch]) as orchestrator:
+        run = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        blocked = next(event for event in run.events() if isinstance(event, Notice))
+        assert (blocked.event, foreign in (blocked.detail or "")) == ("run.blocked", True)
+        stage.client.cancel_run(thread_id, foreign)
+        assert run.result(PATIENCE_S).text == "hello to you"
+    assert {made.id for made in stage.runs(thread_id)} == {foreign, run.run_id}
+
+
+def test_a_foreign_run_can_be_interrupted(stage: Stage) -> None:
+    thread_id = stage.thread()
+    foreign = stage.run_id("dawdle", thread_id)
+    with stage.orchestrator(on_busy_thread="interrupt", interrupt_foreign=True) as orchestrator:
+        run = orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello")
+        assert run.result(PATIENCE_S).text == "hello to you"
+    assert stage.run(thread_id, foreign).status == "cancelled"

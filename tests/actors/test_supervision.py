@@ -6,16 +6,17 @@ that it cannot digest, told by a backend of the test's own around the real one.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from crew import AT_ONCE, Killing, Swallowing, Unsent, crewed, poison
+from crew import AT_ONCE, Killing, Outlived, Swallowing, Unsent, crewed, poison
 from pykka import ActorRegistry
 from stage import PATIENCE_S, Gate, Stage, active_runs, staged, wait_until
 
-from orchestrator import Notice, RestartPolicy, RunHandle
+from orchestrator import Notice, RestartPolicy, RunHandle, ToolContext
 from orchestrator.errors import OrchestratorClosed, RunError
 from orchestrator.journal import MemoryJournal
 from orchestrator.runs.effects import (
@@ -27,12 +28,16 @@ from orchestrator.runs.effects import (
     RetrieveRun,
     SubmitToolOutputs,
 )
+from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import Watch
 from orchestrator.supervision.actor import RunActor
+from orchestrator.telemetry import Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from orchestrator.runs.backend import Backend, Report
 
 LATER = RestartPolicy(backoff_s=0.1)
 
@@ -190,10 +195,9 @@ def test_a_restart_is_an_event_with_the_run_id_and_a_log_line(
     notices = [event for event in run.events() if isinstance(event, Notice)]
     restarted = [notice for notice in notices if notice.event == "run.restarted"]
     assert [(notice.run_id, notice.detail) for notice in restarted] == [(run.run_id, "ArithmeticError")]
-    assert (
-        f"run.restarted cause=\"ArithmeticError('poisoned')\" restarts=1 pause_s=0.0 run_key={run.key!r}"
-        in (caplog.text)
-    )
+    (line,) = [line for line in caplog.messages if line.startswith("run.restarted")]
+    assert f"run_key={run.key!r} thread_id={run.thread_id!r} run_id={run.run_id!r}" in line
+    assert "cause=\"ArithmeticError('poisoned')\" restarts=1 pause_s=0.0" in line
 
 
 def test_cancel_works_while_no_actor_conducts_the_run(stage: Stage) -> None:
@@ -262,6 +266,83 @@ def test_a_run_whose_created_id_no_actor_lived_to_handle_is_found_by_its_nonce_a
             run.result(PATIENCE_S)
     assert [made.id for made in stage.runs(run.thread_id)] == [raised.value.run_id]
     wait_until(lambda: active_runs(stage, run.thread_id) == [])
+
+
+def test_a_run_whose_created_id_was_told_to_a_dead_actor_is_cancelled_without_being_looked_for(
+    stage: Stage,
+) -> None:
+    with crewed(stage, restart=RestartPolicy(max_restarts=0)) as crew:
+        run = crew.start("dawdle", Outlived, watch="poll")
+        with pytest.raises(RunError, match="the run was cancelled on the server") as raised:
+            run.result(PATIENCE_S)
+    assert stage.requests(run.thread_id) == ["POST /runs", f"POST /runs/{raised.value.run_id}/cancel"]
+    wait_until(lambda: active_runs(stage, run.thread_id) == [])
+
+
+def test_the_tools_of_a_run_that_is_given_up_are_stopped_before_it_is_cancelled(stage: Stage) -> None:
+    reached = threading.Event()
+    order: list[str] = []
+
+    def fetch(context: ToolContext) -> str:
+        reached.set()
+        assert context.stop.wait(PATIENCE_S)
+        order.append(stage.run(context.thread_id, context.run_id).status)
+        return "too late"
+
+    class Slow:
+        """Posts a cancel only once the tool has seen its end."""
+
+        def __init__(self, backend: Backend) -> None:
+            self._backend = backend
+
+        async def perform(self, effect: RequestEffect, report: Report) -> None:
+            if isinstance(effect, CancelRun):
+                await asyncio.to_thread(wait_until, lambda: bool(order))
+            await self._backend.perform(effect, report)
+
+    with crewed(stage, fetch, restart=RestartPolicy(max_restarts=0)) as crew:
+        run = crew.start("fetch", Slow)
+        assert reached.wait(PATIENCE_S)
+        crew.tell(run, poison())
+        with pytest.raises(RunError, match="the run was cancelled on the server"):
+            run.result(PATIENCE_S)
+    assert order == ["requires_action"]
+
+
+def test_each_restart_in_the_window_waits_twice_as_long_up_to_a_bound(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    restart = RestartPolicy(max_restarts=4, within_s=60, backoff_s=0.01, backoff_cap_s=0.04)
+    with crewed(stage, gate.fetch, restart=restart) as crew:
+        run = crew.start("fetch")
+        gate.wait_until_reached()
+        for deaths in range(1, 5):
+            crew.tell(run, poison())
+            wait_until(lambda deaths=deaths: run.snapshot().restarts == deaths)  # type: ignore[misc]  # bound now
+            wait_until(lambda: run.snapshot().waits_for is not WaitsFor.BACKOFF)
+        gate.open.set()
+        assert run.result(PATIENCE_S).text == "got it"
+    pauses = [
+        record.msg["pause_s"]
+        for record in caplog.records
+        if isinstance(record.msg, Event) and record.msg["event"] == "run.restarted"
+    ]
+    assert pauses == [0.01, 0.02, 0.04, 0.04]
+
+
+def test_a_message_while_nobody_conducts_the_run_kills_nobody_twice(stage: Stage) -> None:
+    """What killed is not handed to the successor, and what came behind it is."""
+    gate = Gate()
+    with crewed(stage, gate.fetch, restart=RestartPolicy(backoff_s=0.1)) as crew:
+        run = crew.start("fetch")
+        gate.wait_until_reached()
+        crew.tell(run, poison())
+        crew.tell(run, poison())
+        wait_until(lambda: run.snapshot().restarts == 2)
+        gate.open.set()
+        assert run.result(PATIENCE_S).text == "got it"
+    assert (run.snapshot().restarts, gate.calls) == (2, 1)
 
 
 def test_deaths_that_are_far_apart_are_forgiven(stage: Stage) -> None:

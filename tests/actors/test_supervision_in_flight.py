@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from stage import PATIENCE_S, our_threads
 
-from orchestrator import ToolRegistry
+from orchestrator import ServerLimits, ToolRegistry
+from orchestrator.client.settings import Account
 from orchestrator.errors import APIConnectionError
 from orchestrator.protocol.objects import FunctionCall, ToolCall
 from orchestrator.runs.effects import ListRuns, RequestEffect, RetrieveRun, StartTools
@@ -27,6 +28,8 @@ from orchestrator.runs.record import Phase, RunRecord
 from orchestrator.runs.request import RunRequest
 from orchestrator.runs.result import ToolCallResult
 from orchestrator.runtime import acquire
+from orchestrator.supervision.draining import Draining
+from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.tools import ToolExecutor
 
@@ -62,6 +65,8 @@ class Home:
         self.in_flight = InFlight(
             key="mine",
             backend=Answering(),
+            gate=Gates(ServerLimits(), self.thread).of(Account(server="http://nowhere", digest="")),
+            draining=Draining(self.thread),
             executor=self.executor,
             registry=ToolRegistry([self.fetch]),
             context=None,
