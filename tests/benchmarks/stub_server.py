@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 RUN = {
     "id": "run_1",
@@ -136,30 +137,36 @@ class _Connection(asyncio.Protocol):
         self._transport.write(_DONE)
 
 
-async def _serve() -> None:
+async def serve(connection: Callable[[], asyncio.Protocol]) -> None:
+    """Print a port and serve it until the parent is done, or dies."""
     allow_many_files()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(connection, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
-    # The parent holds the other end, and closes it when it is done, or dies.
+    # The parent holds the other end.
     await loop.run_in_executor(None, sys.stdin.read)
 
 
+def stub_server() -> AbstractContextManager[str]:
+    """Run this server; yields its base URL. See `serving`."""
+    return serving(__file__)
+
+
 @contextmanager
-def stub_server() -> Iterator[str]:
-    """Run the server; yield its base URL.
+def serving(script: str) -> Iterator[str]:
+    """Run a script that calls `serve`, in a process of its own; yield its base URL.
 
     Raises:
         RuntimeError: It did not start.
     """
     with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         port = process.stdout.readline().strip()
         if not port:
-            raise RuntimeError("the stub server did not start")
+            raise RuntimeError(f"{script} did not start")
         try:
             yield f"http://127.0.0.1:{port}/v1"
         finally:
@@ -167,4 +174,4 @@ def stub_server() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(serve(_Connection))
