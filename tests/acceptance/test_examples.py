@@ -36,6 +36,11 @@ OUTPUTS = {
         r"\[completed\]\n"
         r"Tokyo has 25\.7 °C on average and Nairobi has 16\.9 °C on average in July\.\n"
     ),
+    "supervising.py": (
+        r"first is watching and waits for the server\n"
+        r"first: cancelled\n"
+        r"second: completed Rome has 25\.3 °C on average in July\.\n"
+    ),
     "weather.py": "",
 }
 
