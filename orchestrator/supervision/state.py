@@ -21,6 +21,7 @@ from orchestrator.runtime import on_loop_thread
 from orchestrator.supervision.events import EventLog
 from orchestrator.supervision.outcomes import tell_outcome
 from orchestrator.supervision.remedies import explain
+from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
     from orchestrator.runs.effects import Finish
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunSnapshot", "RunState", "Turn"]
 
+
+log = get_logger(__name__)
 
 _HELD_BY: Final[dict[Holder, str]] = {
     "limiter": "the limiter, which paces the requests to the server",
@@ -210,6 +213,9 @@ class RunState:
                 ref.tell(event)
             except pykka.ActorDeadError:
                 self._subscribers.remove(ref)
+            except Exception:  # a reference of the user's own kind must not harm the run
+                self._subscribers.remove(ref)
+                log.exception("run.consumer_failed", run_key=self.key)
 
     def finish(self, finish: Finish) -> None:
         """Note the outcome. On the actors' loop; the first one stands."""

@@ -339,7 +339,7 @@ class Supervisor(LoopActor):
 
     async def _cancel_and_fail(self, run: _Open, record: RunRecord, cause: BaseException) -> None:
         what = f"its actor died {len(run.deaths)} times in {self._policy.within_s:g} s"
-        run_id, became = await ended_remotely(run.in_flight, record)
+        run_id, became = await ended_remotely(run.in_flight, record, self._timing.retry, self._jitter)
         error = RunError(
             f"run {run_id or run.key!r} on thread {record.thread_id} was given up: {what}, at last of "
             f"{type(cause).__name__}: {cause}; {became}",

@@ -17,7 +17,7 @@ from orchestrator.client import AsyncThreadsClient
 from orchestrator.errors import APIConnectionError
 from orchestrator.journal import MemoryJournal
 from orchestrator.runs.backend import Heard, ThreadsBackend
-from orchestrator.runs.effects import CreateRun, RequestEffect
+from orchestrator.runs.effects import CancelRun, CreateRun, RequestEffect
 from orchestrator.runs.inputs import Input, RequestFailed, TimerFired
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import RunRequest, Watch, normalized_messages
@@ -72,6 +72,22 @@ class Killing:
         await self._backend.perform(effect, report)
         if strikes and not self._before:
             report(poison())
+
+
+class Refusing:
+    """A backend whose first cancels meet a server that fails."""
+
+    def __init__(self, backend: Backend, *, times: int) -> None:
+        self._backend = backend
+        self._left = times
+
+    async def perform(self, effect: RequestEffect, report: Report) -> None:
+        if isinstance(effect, CancelRun) and self._left:
+            self._left -= 1
+            error = APIConnectionError("reset", method="POST", path="/cancel", sent=True)
+            report(RequestFailed(number=effect.number, error=error))
+        else:
+            await self._backend.perform(effect, report)
 
 
 class Swallowing:

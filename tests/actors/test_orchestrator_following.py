@@ -228,6 +228,21 @@ def test_an_actor_that_died_is_told_nothing_and_the_run_goes_on(stage: Stage) ->
         assert run.result(PATIENCE_S).text == "hello to you"
 
 
+def test_a_reference_that_cannot_be_told_is_told_no_more_and_the_run_goes_on(stage: Stage) -> None:
+    class Broken(pykka.ActorRef[Any]):
+        asked = 0
+
+        def tell(self, message: Any) -> None:
+            Broken.asked += 1
+            raise LookupError(message)
+
+    broken = Broken(pykka.ThreadingActor())
+    with stage.orchestrator() as orchestrator:
+        run = orchestrator.start(stage.assistant, messages="hello", stream_to=broken)
+        assert run.result(PATIENCE_S).text == "hello to you"
+    assert (Broken.asked, run.snapshot().restarts) == (1, 0)
+
+
 def test_futures_can_be_waited_for_as_they_complete(stage: Stage) -> None:
     with stage.orchestrator() as orchestrator:
         futures = {orchestrator.start(stage.assistant, messages="hello").future for _ in range(5)}

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from crew import AT_ONCE, Killing, Outlived, Swallowing, Unsent, crewed, poison
+from crew import AT_ONCE, Killing, Outlived, Refusing, Swallowing, Unsent, crewed, poison
 from pykka import ActorRegistry
 from stage import PATIENCE_S, Gate, Stage, active_runs, staged, wait_until
 
@@ -255,6 +255,23 @@ def test_too_many_deaths_end_the_run_here_and_on_the_server(stage: Stage) -> Non
     assert isinstance(error.__cause__, ArithmeticError)
     wait_until(lambda: stage.run(error.thread_id, error.run_id).status == "cancelled")
     assert gate.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "became"),
+    [(2, "the run was cancelled on the server"), (99, "the run could not be cancelled on the server")],
+)
+def test_a_run_that_is_given_up_is_cancelled_through_a_bad_moment_of_the_server_and_not_for_ever(
+    stage: Stage, times: int, became: str
+) -> None:
+    with crewed(stage, restart=RestartPolicy(max_restarts=0)) as crew:
+        run = crew.start("dawdle", partial(Refusing, times=times))
+        wait_until(lambda: run.status == "in_progress")
+        crew.tell(run, poison())
+        with pytest.raises(RunError, match=became) as raised:
+            run.result(PATIENCE_S)
+    if times > 2:
+        stage.client.cancel_run(run.thread_id or "", raised.value.run_id or "")
 
 
 def test_a_run_whose_created_id_no_actor_lived_to_handle_is_found_by_its_nonce_and_cancelled(
