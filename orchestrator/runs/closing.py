@@ -44,7 +44,7 @@ class Closing(Collecting):
         else:
             self._post_cancel()
 
-    def _cancel_creating(self, _: Input) -> None:
+    def _cancel_creating(self, _: CancelRequested) -> None:
         self._update(ending=self.record.ending or Ending.CANCELLED)
         self._leave_creating()
 
@@ -156,7 +156,13 @@ class Closing(Collecting):
         elif record.failure is not None:
             self._finish_error(record.failure)
         elif record.run_id is None:
-            self._finish_error(OrchestratorClosed("the orchestrator was closed before the run was created"))
+            where = f" on thread {record.thread_id}" if record.thread_id else ""
+            self._finish_error(
+                OrchestratorClosed(
+                    f"the orchestrator was closed before the run was created (key {record.key!r}{where}): "
+                    f"start it again"
+                )
+            )
         else:
             self._finish_error(
                 OrchestratorClosed(
@@ -180,10 +186,10 @@ class Closing(Collecting):
     def _end_overdue(self, phase: Phase) -> None:
         if phase is Phase.ADMITTED:
             self._finish_error(self._overdue("it was still waiting for admission and nothing was sent"))
+        elif phase is Phase.CREATING:
+            self._leave_creating()
         elif self._leaves_overdue_run:
             self._detach(DetachRequested())
-        elif phase is Phase.CREATING:
-            self._cancel_creating(CancelRequested())
         else:
             self._post_cancel()
 

@@ -59,7 +59,7 @@ class Collecting(Machine):
         self._requests.clear()
         self._verdict = seen.run
         self._gapless = self._gapless and seen.number == self.record.watched
-        self._update(status=seen.run.status)
+        self._update(status=seen.run.status, pending=None)
         if self.record.ambiguous:
             self._enter(Phase.COLLECTING)
             self._list_runs()
@@ -142,8 +142,11 @@ class Collecting(Machine):
             self._collect_after_strays(self._verdict)
         elif isinstance(effect, FetchTranscript):
             self._fail_transcript(effect, failed.error)
+        elif self._verdict is None:
+            if not self._look_again(effect, failed.error):
+                self._fail_lost(failed.error)
         elif not self._again(self._repeat(effect), failed.error, repeatable=True):
-            self._fail_to_look(failed.error)
+            self._cut_search(self._verdict, failed.error)
 
     def _fail_transcript(self, effect: FetchTranscript, error: APIError) -> None:
         """A completed run without its text is of little use: ask for as long as an end is waited for."""
@@ -152,12 +155,10 @@ class Collecting(Machine):
         else:
             self._cut_collecting(str(error))
 
-    def _fail_to_look(self, error: APIError) -> None:
-        if self._verdict is None:
-            self._fail_lost(error)
-        else:
-            self._failures = 0
-            self._collect(self._verdict)
+    def _cut_search(self, verdict: Run, error: APIError) -> None:
+        self._failures = 0
+        self._notice("run.duplicate", detail=f"whether the request made another run is not known: {error}")
+        self._collect(verdict)
 
     def _fail_lost(self, error: APIError) -> None:
         """The server will not show the run any more, so that its end cannot be waited for."""

@@ -234,15 +234,24 @@ class Creating(Following):
             self._weigh_holder(RunObserved(number=listed.number, run=active))
 
     def _weigh_holder(self, seen: RunObserved) -> None:
-        self._failures = 0
         self._poll_after_s = seen.poll_after_s
         holder, request = seen.run, self.record.request
+        if self.record.is_current(holder):
+            # A create of ours that was given up took effect after all.
+            self._update(blocked_by=None)
+            self._take_run(holder, watched=None)
+            self._go_on(seen)
+            return
         # A run that an earlier request of this record has made is nobody else's, whatever the user wants.
         interrupts = request.on_busy_thread == "interrupt" and request.interrupt_foreign
+        cancels = interrupts or self.record.is_marked(holder)
+        if cancels and not holder.is_terminal and holder.status != "cancelling":
+            # Failures are still counted: a server that will not cancel it yet is not asked without a pause.
+            self._cancel_run(holder.id)
+            return
+        self._failures = 0
         if holder.is_terminal:
             self._create_run()
-        elif holder.status != "cancelling" and (interrupts or self.record.is_marked(holder)):
-            self._cancel_run(holder.id)
         elif request.on_busy_thread == "interrupt" and not interrupts and holder.status != "cancelling":
             self._finish_busy(
                 "it is not this orchestrator's and was not interrupted: pass interrupt_foreign=True"

@@ -171,7 +171,10 @@ class Machine:
         if Timer.RERUN in self._timers:
             return WaitsFor.BACKOFF, "the run that follows the one that failed or expired"
         if self.record.blocked_by is not None:
-            return WaitsFor.THREAD, f"thread {self.record.thread_id}, which run {self.record.blocked_by} has"
+            return (
+                WaitsFor.THREAD,
+                f"thread {self.record.thread_id}, which run {self.record.blocked_by or 'of unknown id'} has",
+            )
         if self.open_calls:
             return WaitsFor.TOOL, ", ".join(call.function.name for call in self.open_calls)
         return WaitsFor.SERVER, _ANSWERS.get(self.record.phase, "the run's next step")

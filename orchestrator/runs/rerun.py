@@ -5,8 +5,8 @@ lifecycle's, for which it is a run like any other.
 
 The rules:
 
-1. Only a run that ended by itself is followed, only while the deadline leaves time for it, and only until
-   there were `RerunPolicy.attempts` of them.
+1. Only a run that ended by itself is followed, only while the deadline and `max_total_tokens` leave room for
+   another, and only until there were `RerunPolicy.attempts` of them.
 2. A failed run is followed if the policy lists its `last_error.code`, and if no tool was called that may not
    be called once more: what the model was told is lost with the run.
 3. An expired run is followed if `on_expired="restart"`. The tool results so far are carried over in
@@ -51,7 +51,7 @@ def pause_s(record: RunRecord, run: Run, *, now: float, jitter: float) -> float 
     policy = record.request.rerun
     if record.ending is not None or record.attempt >= policy.attempts or not record.request.assistant_id:
         return None
-    if not (_is_worth_another(record, run) or _is_restarted(record, run)):
+    if not (_is_worth_another(record, run) or _is_restarted(record, run)) or _is_spent(record, run):
         return None
     pause = min(policy.cap_s, policy.base_s * 2.0 ** (record.attempt - 1)) * jitter
     return pause if now + pause < record.deadline_at else None
@@ -60,6 +60,11 @@ def pause_s(record: RunRecord, run: Run, *, now: float, jitter: float) -> float 
 def _is_worth_another(record: RunRecord, run: Run) -> bool:
     code = run.last_error.code if run.status == "failed" and run.last_error is not None else None
     return code in record.request.rerun.codes and not (record.request.unrepeatable_tools & _called(record))
+
+
+def _is_spent(record: RunRecord, run: Run) -> bool:
+    most, used = record.request.max_total_tokens, spent(record, run.usage)
+    return most is not None and used is not None and used.total_tokens >= most
 
 
 def _is_restarted(record: RunRecord, run: Run) -> bool:

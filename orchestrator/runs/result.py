@@ -80,7 +80,7 @@ class RunResult:
         reason = f": {self.error.code or 'error'}: {self.error.message}" if self.error is not None else ""
         who = f"run {self.run_id} on thread {self.thread_id}"
         if self.run_id is None:
-            who = "the run, of which nothing had been created on the server,"
+            who = "the run, which had not been created on the server,"
         raise RunFailed(
             f"{who} ended as {self.status}{reason}",
             thread_id=self.thread_id,

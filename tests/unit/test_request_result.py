@@ -56,7 +56,7 @@ def test_an_argument_of_another_type_is_named_before_anything_is_sent(
 
 
 def test_a_run_that_was_never_created_says_so_instead_of_naming_none() -> None:
-    with pytest.raises(RunFailed, match="nothing had been created on the server, ended as cancelled"):
+    with pytest.raises(RunFailed, match="had not been created on the server, ended as cancelled"):
         RunResult(status="cancelled", thread_id=None, run_id=None).raise_for_status()
 
 
