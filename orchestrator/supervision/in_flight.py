@@ -133,7 +133,7 @@ class InFlight:
         # Before the admission: what nobody wants any more is not begun.
         for wish in wishes:
             tell(wish)
-        if Started in self._words and record.phase is Phase.ADMITTED:
+        if Started in self._words and record.phase is Phase.ADMITTED and not wishes:
             tell(self._words[Started])
         for input_ in (*outcomes.values(), *self._answers):
             tell(input_)
@@ -159,6 +159,8 @@ class InFlight:
 
     def report(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
         """Tell whoever conducts the run, now or later."""
+        if isinstance(input, Started) and self._words:
+            return  # what nobody wants any more is not begun
         if isinstance(input, Started | CancelRequested | DetachRequested):
             self._words[type(input)] = input
         else:

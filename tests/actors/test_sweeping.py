@@ -100,7 +100,9 @@ def test_an_orphan_without_tool_calls_is_adopted_and_followed(stage: Stage) -> N
 
 
 @pytest.mark.parametrize("text", ["dawdle", "fetch"])
-def test_an_orphan_is_cancelled_and_none_of_its_tools_is_called(stage: Stage, text: str) -> None:
+def test_an_orphan_is_cancelled_and_none_of_its_tools_is_called(
+    stage: Stage, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     thread_id, run_id = detached(stage, text)
     gate = Gate(opened=True)
     with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
@@ -110,6 +112,7 @@ def test_an_orphan_is_cancelled_and_none_of_its_tools_is_called(stage: Stage, te
         assert orchestrator.start(stage.assistant, thread_id=thread_id, messages="hello").result(PATIENCE_S)
     assert gate.calls == 0
     assert active_runs(stage, thread_id) == []
+    assert "run.illegal_input" not in caplog.text, "it was cancelled and then told to begin"
 
 
 def test_runs_that_are_over_or_conducted_here_are_no_orphans(stage: Stage) -> None:
