@@ -166,8 +166,8 @@ class Closing(Collecting):
         else:
             self._finish_error(
                 OrchestratorClosed(
-                    f"the orchestrator was closed and left run {record.run_id} on thread {record.thread_id} "
-                    f"to the server; take it up again with adopt(thread_id, run_id)"
+                    f"run {record.run_id} on thread {record.thread_id} was left to the server, by detach(), "
+                    f"drain() or close(); take it up again with adopt(thread_id, run_id)"
                 )
             )
 
