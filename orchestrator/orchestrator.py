@@ -36,6 +36,8 @@ from orchestrator.runs.request import (
     Watch,
     normalized_messages,
     require_choice,
+    require_kind,
+    require_patience,
     require_seconds,
 )
 from orchestrator.runtime import refuse_blocking_on_running_loop
@@ -135,6 +137,16 @@ class Orchestrator:
         require_choice("watch", watch, get_args(Watch))
         require_choice("on_busy_thread", on_busy_thread, get_args(OnBusyThread))
         require_seconds("deadline_s", deadline_s)
+        rerun = RerunPolicy(codes=frozenset()) if rerun is None else rerun
+        restart = RestartPolicy() if restart is None else restart
+        timing = Timing() if timing is None else timing
+        limits = ServerLimits() if limits is None else limits
+        require_kind("rerun", rerun, RerunPolicy)
+        require_kind("restart", restart, RestartPolicy)
+        require_kind("timing", timing, Timing)
+        require_kind("limits", limits, ServerLimits)
+        require_kind("interrupt_foreign", interrupt_foreign, bool)
+        require_kind("log_tool_data", log_tool_data, bool)
         # Imported here and not on the actors' loop, whose mailboxes it would hold up for a sixth of a second.
         importlib.import_module("orchestrator.client.transport")
         self._client = client or AsyncThreadsClient(
@@ -147,17 +159,17 @@ class Orchestrator:
         self._registry = tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools)
         self._deadline_s = deadline_s
         self._watch = watch
-        self._rerun = rerun or RerunPolicy(codes=frozenset())
+        self._rerun = rerun
         self._on_busy_thread: OnBusyThread = on_busy_thread
         self._interrupt_foreign = interrupt_foreign
         self._roster = Roster(
             client=self._client,
             max_concurrent_runs=max_concurrent_runs,
             max_pending=max_pending,
-            restart=restart or RestartPolicy(),
+            restart=restart,
             tool_threads=tool_threads,
-            timing=timing or Timing(),
-            limits=limits or ServerLimits(),
+            timing=timing,
+            limits=limits,
             log_tool_data=log_tool_data,
         )
 
@@ -309,16 +321,16 @@ class Orchestrator:
             messages=normalized_messages(messages),
             options=options,
             metadata=dict(metadata or {}),
-            watch=watch or self._watch,
+            watch=self._watch if watch is None else watch,
             deadline_s=self._deadline_s if deadline_s is None else deadline_s,
             on_deadline=on_deadline,
             on_stall=on_stall,
             on_expired=on_expired,
-            rerun=rerun or self._rerun,
+            rerun=self._rerun if rerun is None else rerun,
             unrepeatable_tools=frozenset(tool.name for tool in registry if not tool.idempotent),
             max_tool_rounds=max_tool_rounds,
             max_total_tokens=max_total_tokens,
-            on_busy_thread=on_busy_thread or self._on_busy_thread,
+            on_busy_thread=self._on_busy_thread if on_busy_thread is None else on_busy_thread,
             interrupt_foreign=self._interrupt_foreign if interrupt_foreign is None else interrupt_foreign,
         )
         # Built once here, so that what cannot be sent raises where the mistake was made.
@@ -468,10 +480,13 @@ class Orchestrator:
             The handles of the runs that were left to the server; their error names the ids.
 
         Raises:
+            TypeError: `timeout_s` is no number.
+            ValueError: `timeout_s` is negative.
             OrchestratorClosed: The orchestrator belongs to the parent of this process.
             RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
         """
         refuse_blocking_on_running_loop("Orchestrator.drain()", "use `await asyncio.to_thread(...)`")
+        require_patience("timeout_s", timeout_s)
         return self._roster.drain(timeout_s)
 
     def close(self, *, on_active: OnActive = "cancel", timeout_s: float | None = None) -> list[RunHandle]:
@@ -489,11 +504,14 @@ class Orchestrator:
             The handles of the runs that were not seen to end.
 
         Raises:
-            ValueError: `on_active` is none of the three.
+            TypeError: `timeout_s` is no number.
+            ValueError: `on_active` is none of the three, or `timeout_s` is negative.
             RuntimeError: An event loop runs on this thread: use `async with`.
         """
         refuse_blocking_on_running_loop("Orchestrator.close()", "use `async with`, or asyncio.to_thread()")
         require_choice("on_active", on_active, get_args(OnActive))
+        if timeout_s is not None:
+            require_patience("timeout_s", timeout_s)
         return self._roster.close(on_active, timeout_s)
 
     def _run_tools(

@@ -24,6 +24,8 @@ __all__ = [
     "Watch",
     "normalized_messages",
     "require_choice",
+    "require_kind",
+    "require_patience",
     "require_seconds",
 ]
 
@@ -57,14 +59,13 @@ class RerunPolicy:
     cap_s: float = 30.0
 
     def __post_init__(self) -> None:
+        require_kind("attempts", self.attempts, int)
         if self.attempts < 1:
             raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        # A str would be searched for parts of itself.
+        require_kind("codes", self.codes, frozenset)
         for name in ("base_s", "cap_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-_NO_RERUNS = RerunPolicy(codes=frozenset())
+            require_patience(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class RunRequest:
     on_busy_thread: OnBusyThread = "enqueue"
     interrupt_foreign: bool = False
     on_expired: OnExpired = "fail"
-    rerun: RerunPolicy = _NO_RERUNS
+    rerun: RerunPolicy = field(default_factory=lambda: RerunPolicy(codes=frozenset()))
     unrepeatable_tools: frozenset[str] = frozenset()
     max_tool_rounds: int | None = None
     max_total_tokens: int | None = None
@@ -125,6 +126,8 @@ class RunRequest:
         require_choice("on_stall", self.on_stall, get_args(OnStall))
         require_choice("on_busy_thread", self.on_busy_thread, get_args(OnBusyThread))
         require_choice("on_expired", self.on_expired, get_args(OnExpired))
+        require_kind("rerun", self.rerun, RerunPolicy)
+        require_kind("interrupt_foreign", self.interrupt_foreign, bool)
         _require_count("max_tool_rounds", self.max_tool_rounds, least=0)
         _require_count("max_total_tokens", self.max_total_tokens, least=1)
 
@@ -169,6 +172,29 @@ def require_seconds(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
     if not value > 0:
         raise ValueError(f"{name} must be a positive number of seconds, got {value}")
+
+
+def require_patience(name: str, value: float) -> None:
+    """Refuse what is no number of seconds to wait; 0 is one.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, or no number that can be waited for.
+    """
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{name} must not be a negative number of seconds, got {value}")
+
+
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Refuse what is of another type.
+
+    Raises:
+        TypeError: It is.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be of type {kind.__name__}, got {value!r}")
 
 
 def _require_count(name: str, value: int | None, *, least: int) -> None:

@@ -301,3 +301,36 @@ def test_no_failure_leaves_a_run_active_on_the_server(stage: Stage) -> None:
     assert f"run {run.run_id} on thread {thread_id} exceeded its deadline of 0.3 s" in str(error)
     assert "it was cancelled and ended as cancelled" in str(error)
     assert active_runs(stage, thread_id) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["rerun", "restart", "timing", "limits", "interrupt_foreign", "log_tool_data"]
+)
+def test_a_setting_of_another_type_is_refused_where_it_is_given(name: str) -> None:
+    given: dict[str, Any] = {name: {"attempts": 2}}
+    with pytest.raises(TypeError, match=rf"^{name} must be of type \w+, got {{'attempts': 2}}$"):
+        Orchestrator(base_url=NOWHERE, **given)
+
+
+@pytest.mark.parametrize("name", ["rerun", "interrupt_foreign"])
+def test_an_argument_of_another_type_is_refused_before_the_run_begins(stage: Stage, name: str) -> None:
+    given: dict[str, Any] = {name: {}}
+    with stage.orchestrator() as orchestrator:
+        with pytest.raises(TypeError, match=rf"^{name} must be of type \w+, got {{}}$"):
+            orchestrator.start(stage.assistant, messages="hello", **given)
+        assert orchestrator.runs() == []
+
+
+def test_nobody_drains_or_closes_for_what_is_no_number_of_seconds(stage: Stage) -> None:
+    wrong: tuple[Any, ...] = ("3", None)
+    with stage.orchestrator() as orchestrator:
+        for value in wrong:
+            with pytest.raises(TypeError, match="timeout_s must be a number of seconds"):
+                orchestrator.drain(value)
+        for value in (-1, float("nan")):
+            with pytest.raises(ValueError, match="timeout_s must not be a negative number of seconds"):
+                orchestrator.drain(value)
+            with pytest.raises(ValueError, match="timeout_s must not be a negative number of seconds"):
+                orchestrator.close(timeout_s=value)
+        run = orchestrator.start(stage.assistant, messages="hello")
+        assert run.result(PATIENCE_S).status == "completed", "a refusal closes nothing"
