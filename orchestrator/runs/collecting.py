@@ -12,7 +12,7 @@ from orchestrator.errors import DeadlineExceeded, NotFoundError, RunError, RunLo
 from orchestrator.protocol.events import MessageEvent, RunStepEvent
 from orchestrator.protocol.objects import LastError, Message, RunStep
 from orchestrator.runs import rerun
-from orchestrator.runs.effects import CancelRun, FetchTranscript, Finish, ListRuns, Publish
+from orchestrator.runs.effects import CancelRun, CloseStream, FetchTranscript, Finish, ListRuns, Publish
 from orchestrator.runs.inputs import (
     CancelRequested,
     RequestFailed,
@@ -194,6 +194,9 @@ class Collecting(Machine):
     def _await_rerun(self, run: Run, pause: float) -> None:
         self._clear(Timer.CANCEL, Timer.RETRY)
         self._enter(Phase.COLLECTING)
+        if self.record.watched is not None:
+            self._do(CloseStream(number=self.record.watched))
+            self._update(watched=None)
         reason = run.last_error.code if run.last_error is not None else "its time was over"
         self._notice(
             "run.rerun",

@@ -101,6 +101,8 @@ class Creating(Following):
         elif self.record.ending is not None and not (seen.run.is_terminal and self._is_believed(seen)):
             if not seen.run.is_terminal:
                 self._show(seen)
+            # Nobody follows a round that it asks for, so that what its stream says next is not believed.
+            self._gapless = self._gapless and not seen.run.required_calls
             self._post_cancel()
         else:
             self._follow(seen)

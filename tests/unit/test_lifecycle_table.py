@@ -168,7 +168,7 @@ class Teller(Story):
             return
         if number == self.unsettled and number not in self.answered:
             if isinstance(input_, told.RequestFailed):
-                busy = "active run" in input_.error.message and not self.kept.ambiguous
+                busy = "active run" in input_.error.message
                 again = judge(input_.error, repeatable=False) is Verdict.AGAIN
                 self.unsettled = None if again or busy else self.unsettled
             elif isinstance(input_, told.RunObserved):
