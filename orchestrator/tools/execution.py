@@ -207,6 +207,8 @@ class ToolExecution:
         within = f"within {round(max(0.0, self._context.deadline - since), 2):g} seconds"
         if self._began is not None:
             return f"no result {within}"
+        if self._context.deadline <= since:
+            return "not begun: no time was left for it"
         busy = "every thread was busy" if self._loop is None else "the event loop was busy"
         return f"not begun {within}: {busy}"
 

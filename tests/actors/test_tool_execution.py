@@ -462,6 +462,15 @@ def test_a_tools_own_timeout_does_not_count_the_wait_for_a_thread(calls: Calls) 
     assert deadlines[0] >= freed + 5
 
 
+def test_a_call_for_which_no_time_is_left_blames_no_thread(calls: Calls) -> None:
+    def late() -> None:
+        raise AssertionError
+
+    outcome = calls.run(late, timeout_s=0.0)
+    assert outcome.error is not None
+    assert outcome.error.message == "not begun: no time was left for it"
+
+
 def test_the_callers_bound_counts_from_start_so_that_a_queued_call_never_begins(calls: Calls) -> None:
     free, begun = threading.Event(), threading.Event()
 
