@@ -130,7 +130,7 @@ class InFlight:
         outcomes = self._unrecorded_outcomes(record)
         wishes = [word for word in self._words.values() if not isinstance(word, Started)]
         tell(self._resumed(outcomes, unwanted=bool(wishes)))
-        # Before the admission: what nobody wants any more is not begun.
+        # In place of the admission: what nobody wants any more is not begun.
         for wish in wishes:
             tell(wish)
         if Started in self._words and record.phase is Phase.ADMITTED and not wishes:

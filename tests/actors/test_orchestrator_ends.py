@@ -54,7 +54,7 @@ def test_close_with_detach_leaves_the_runs_to_the_server_and_names_them(stage: S
     runs = streaming(orchestrator, stage, 2)
     assert orchestrator.close(on_active="detach") == runs
     for run in runs:
-        with pytest.raises(OrchestratorClosed, match=f"left run {run.run_id} on thread {run.thread_id}"):
+        with pytest.raises(OrchestratorClosed, match=f"run {run.run_id} on thread {run.thread_id} was left"):
             run.result()
     assert len(active_runs(stage, *(run.thread_id for run in runs))) == 2
     with stage.orchestrator() as other:
@@ -244,7 +244,9 @@ def test_drain_lets_runs_end_and_leaves_the_rest_to_the_server_with_their_ids(st
         assert orchestrator.runs() == []
     assert [run.result(0).text for run in short] == ["got it"] * 3
     for run in long:
-        with pytest.raises(OrchestratorClosed, match=f"{run.run_id} on thread {run.thread_id} to the server"):
+        with pytest.raises(
+            OrchestratorClosed, match=f"{run.run_id} on thread {run.thread_id} was left to the server"
+        ):
             run.result(0)
         assert stage.run(run.thread_id, run.run_id).status == "in_progress"
         stage.client.cancel_run(str(run.thread_id), str(run.run_id))

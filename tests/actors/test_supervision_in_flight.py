@@ -156,11 +156,18 @@ def test_a_word_of_the_users_is_told_to_every_conductor_once_each(home: Home) ->
     assert home.attach(record()) == [Resumed(unwanted=True), CancelRequested()]
 
 
-def test_a_wish_for_the_end_is_told_before_an_admission_that_came_first(home: Home) -> None:
+def test_a_wish_for_the_end_is_told_in_place_of_an_admission_that_came_first(home: Home) -> None:
     home.do(home.in_flight.report, Started())
     home.do(home.in_flight.report, CancelRequested())
     told = home.attach(record(phase=Phase.ADMITTED))
-    assert told == [Resumed(unwanted=True), CancelRequested(), Started()]
+    assert told == [Resumed(unwanted=True), CancelRequested()]
+
+
+def test_an_admission_that_comes_after_a_wish_for_the_end_is_not_told(home: Home) -> None:
+    home.do(home.in_flight.report, CancelRequested())
+    assert home.attach(record(phase=Phase.ADMITTED)) == [Resumed(unwanted=True), CancelRequested()]
+    home.do(home.in_flight.report, Started())
+    assert home.told[-1] == CancelRequested()
 
 
 def test_admission_is_told_again_only_where_the_record_still_waits_for_it(home: Home) -> None:
