@@ -73,11 +73,16 @@ class CreateRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrieveRun:
-    """Look at the run. Repeatable."""
+    """Look at the run. Repeatable.
+
+    Attributes:
+        urgent: Whether the run's end or its outputs hang on it, so that it goes before routine looks.
+    """
 
     number: int
     thread_id: str
     run_id: str
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,15 +258,16 @@ class Machine:
             self._effects.append(Publish(event=seen.event or run_event(seen.run)))
 
     def _retrieve(self) -> None:
-        """Look at the run, unless a look is under way."""
-        floor = self.record.floor
-        looks = (number for number, sent in self._requests.items() if isinstance(sent, RetrieveRun))
-        if any(number > floor for number in looks):
+        """Look at the run, unless a look is under way that is as urgent."""
+        record = self.record
+        urgent = record.phase not in (Phase.WATCHING, Phase.ACTING)
+        looks = (sent for sent in self._requests.values() if isinstance(sent, RetrieveRun))
+        if any(look.number > record.floor and look.urgent >= urgent for look in looks):
             return
-        assert self.record.thread_id is not None
-        assert self.record.run_id is not None
+        assert record.thread_id is not None
+        assert record.run_id is not None
         self._send(
-            RetrieveRun(number=self._next(), thread_id=self.record.thread_id, run_id=self.record.run_id)
+            RetrieveRun(number=self._next(), thread_id=record.thread_id, run_id=record.run_id, urgent=urgent)
         )
 
     def _list_runs(self) -> None:

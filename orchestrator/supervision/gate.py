@@ -58,6 +58,12 @@ _URGENCIES: Final[Mapping[type[RequestEffect], Urgency]] = {
 }
 
 
+def _urgency(effect: RequestEffect) -> Urgency:
+    if isinstance(effect, RetrieveRun) and effect.urgent:
+        return Urgency.LOOK
+    return _URGENCIES[type(effect)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
     """How an orchestrator treats one server on one key, over all its runs.
@@ -161,7 +167,7 @@ class Gate:
 
     def ask(self, effect: RequestEffect) -> Ticket:
         """Ask for a request's turn, behind those of its urgency who wait already."""
-        urgency = _URGENCIES[type(effect)]
+        urgency = _urgency(effect)
         ticket = Ticket(self, type(effect).__name__, urgency)
         if urgency is Urgency.CANCEL:
             return ticket

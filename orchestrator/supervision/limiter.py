@@ -10,8 +10,9 @@ The rules:
 2.  *Told when*: after a 429 with `retry-after-ms` or `Retry-After`, everything else waits for that long.
 3.  *Nothing left*: where `x-ratelimit-remaining-*` is 0, everything else waits for its `reset`.
 4.  *Polls first*: the fleet's polls together never come faster than `polls_per_s`, but for a burst of what a
-    tenth of a second allows. Once less than half of a limit is left, they share what is left above a tenth of
-    it, evenly over the time to its reset.
+    tenth of a second allows; looks that a run's end or outputs hang on are of them, and go first. Once less
+    than half of a limit is left, they share what is left above a tenth of it, evenly over the time to its
+    reset.
 5.  *Then creates*: once less than a tenth is left, they share what is left above a fiftieth, likewise. What
     finishes a run (outputs, listings, the transcript) is held back by rules 2 and 3 alone.
 6.  *Refused*: a 429, of those within a second the first, halves the pace of the polls, as it was of late but
@@ -66,7 +67,9 @@ class Urgency(IntEnum):
     """It brings a run further that exists."""
     CREATE = 2
     """It makes a run, or a thread for one."""
-    POLL = 3
+    LOOK = 3
+    """It looks at a run whose end or whose outputs hang on that; of the polls' budget, and first."""
+    POLL = 4
     """It looks at a run."""
 
 
@@ -153,7 +156,7 @@ class Limiter:
                 changes_s = min(changes_s, left_s)
         if urgency is Urgency.FINISH:
             return 0.0
-        pace = self._polls if urgency is Urgency.POLL else self._creates
+        pace = self._creates if urgency is Urgency.CREATE else self._polls
         return min(pace.take(now, share), changes_s)
 
     def _slow(self, now: float) -> None:
@@ -166,8 +169,8 @@ class Limiter:
 
 
 # How much of a limit is left when an urgency is slowed, and how much of it is kept for the more urgent.
-_LOW: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.1, Urgency.POLL: 0.5}
-_KEPT: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.02, Urgency.POLL: 0.1}
+_LOW: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.1, Urgency.LOOK: 0.5, Urgency.POLL: 0.5}
+_KEPT: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.02, Urgency.LOOK: 0.1, Urgency.POLL: 0.1}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from orchestrator.supervision.gate import Ticket
 
 IDS = {"thread_id": "thread_1", "run_id": "run_1"}
-LOOK = RetrieveRun(number=1, **IDS)
+LOOK = RetrieveRun(number=1, thread_id="thread_1", run_id="run_1")
 CANCEL = CancelRun(number=2, **IDS)
 LISTING = ListRuns(number=3, thread_id="thread_1")
 THREAD = CreateThread(number=4, nonce="n")
@@ -125,6 +126,22 @@ def test_what_is_more_urgent_goes_first_and_what_is_equally_urgent_in_turn(loop_
         assert [name for name in passed if "Retrieve" in name] == ["RetrieveRun0", "RetrieveRun6"]
 
     played(loop_thread, story, ServerLimits())
+
+
+def test_a_look_that_a_runs_end_hangs_on_goes_before_the_polls_that_wait_already(
+    loop_thread: LoopThread,
+) -> None:
+    async def story(gate: Gate) -> None:
+        passed: list[str] = []
+        polls = [gate.ask(LOOK) for _ in range(4)]
+        urgent = gate.ask(replace(LOOK, number=9, urgent=True))
+        async with asyncio.TaskGroup() as group:
+            for number, poll in enumerate(polls):
+                group.create_task(passing(f"poll{number}", poll, passed))
+            group.create_task(passing("urgent", urgent, passed))
+        assert passed == ["poll0", "urgent", "poll1", "poll2", "poll3"]
+
+    played(loop_thread, story, ServerLimits(polls_per_s=10))
 
 
 def test_one_probe_goes_and_the_others_go_with_its_success(loop_thread: LoopThread) -> None:

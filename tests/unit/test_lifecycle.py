@@ -274,6 +274,17 @@ def test_a_spurious_verdict_is_checked_when_the_round_before_it_came_after_the_c
     assert (story.phase, story.sent[-1]) == (Phase.CANCELLING, "RetrieveRun")
 
 
+def test_the_look_after_a_cancel_is_urgent_and_waits_for_no_routine_look_under_way() -> None:
+    story = Story()
+    story.watch()
+    story.fire(Timer.STALL)
+    assert not story.last(fx.RetrieveRun).urgent
+    story.tell(told.CancelRequested())
+    story.fire(Timer.POLL)
+    assert len(story.all(fx.RetrieveRun)) == 2
+    assert story.last(fx.RetrieveRun).urgent
+
+
 def test_an_observation_asked_for_before_the_submission_was_accepted_is_ignored() -> None:
     story = Story()
     story.watch()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator import ServerLimits
 from orchestrator.supervision.limiter import WAIT_CAP_S, Limiter, Urgency, reset_s
 
-CANCEL, FINISH, CREATE, POLL = Urgency
+CANCEL, FINISH, CREATE, LOOK, POLL = Urgency
 
 UNIX_NOW = 784111777.0
 """Sun, 06 Nov 1994 08:49:37 GMT"""
@@ -291,7 +291,7 @@ def test_whatever_a_server_says_its_word_is_forgotten_after_the_cap(
     for pause, status, headers, _ in steps:
         now += pause
         mine.learn(status, headers, now)
-    assert {mine.reserve(urgency, now + WAIT_CAP_S + 1) for urgency in Urgency} == {0.0}
+    assert {mine.reserve(urgency, now + WAIT_CAP_S + 1) for urgency in (FINISH, CREATE, POLL)} == {0.0}
 
 
 @given(STEPS, st.floats(0.5, 500))
@@ -316,3 +316,11 @@ def test_what_is_left_of_a_limit_never_slows_the_more_urgent_more(remaining: flo
         mine.learn(200, left(remaining, reset=f"{seconds:.3f}s"), 0.0)
         counts.append(len(went(mine, urgency, begin=0.0, end=5.0, most=100)))
     assert counts == sorted(counts, reverse=True)
+
+
+def test_urgent_looks_and_polls_share_one_budget() -> None:
+    limiter = Limiter(10.0, unix_time=lambda: 0.0)
+    assert limiter.reserve(LOOK, 0.0) == 0
+    assert limiter.reserve(POLL, 0.0) == pytest.approx(0.1)
+    assert limiter.reserve(POLL, 0.1) == 0
+    assert limiter.reserve(LOOK, 0.1) == pytest.approx(0.1)
