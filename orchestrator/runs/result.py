@@ -97,8 +97,8 @@ class Notice:
         event: `tool.started`, `tool.finished`, `run.stalled` (no progress; the run is looked at),
             `run.gap` (the stream was lost; what it would have shown is fetched later, deltas are gone; or
             this reader fell behind, and deltas were merged into the objects they build),
-            `run.duplicate` (a create whose outcome was unknown made a second run, which is cancelled, or it is
-            not known whether it did),
+            `run.duplicate` (a create whose outcome was unknown made a second run, which is cancelled, or
+            whether it did is not known),
             `run.blocked` (another run holds the thread; its end is waited for), `run.rerun` (the run
             failed or expired; another one follows it) or `run.restarted` (the run's actor failed; a new one
             took over).

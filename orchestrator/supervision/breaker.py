@@ -21,6 +21,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from orchestrator.runs.request import require_kind, require_patience
+
 __all__ = ["Breaker", "BreakerPolicy"]
 
 
@@ -37,6 +39,7 @@ class BreakerPolicy:
 
     Raises:
         ValueError: A bound makes no sense.
+        TypeError: A value is of another type.
     """
 
     failures: int = 10
@@ -44,6 +47,9 @@ class BreakerPolicy:
     cap_s: float = 30.0
 
     def __post_init__(self) -> None:
+        require_kind("failures", self.failures, int)
+        require_patience("open_s", self.open_s)
+        require_patience("cap_s", self.cap_s)
         if self.failures < 1:
             raise ValueError(f"failures must be at least 1, got {self.failures}")
         if not 0 < self.open_s <= self.cap_s < math.inf:

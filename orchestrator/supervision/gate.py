@@ -25,6 +25,7 @@ from orchestrator.runs.effects import (
     RetrieveRun,
     SubmitToolOutputs,
 )
+from orchestrator.runs.request import require_kind
 from orchestrator.supervision.breaker import Breaker, BreakerPolicy
 from orchestrator.supervision.limiter import Limiter, Urgency
 from orchestrator.telemetry import get_logger
@@ -74,12 +75,16 @@ class ServerLimits:
 
     Raises:
         ValueError: A bound makes no sense.
+        TypeError: A value is of another type.
     """
 
     polls_per_s: float = 200.0
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
 
     def __post_init__(self) -> None:
+        require_kind("breaker", self.breaker, BreakerPolicy)
+        if not isinstance(self.polls_per_s, int | float):
+            raise TypeError(f"polls_per_s must be a number, got {self.polls_per_s!r}")
         if not 0 < self.polls_per_s < math.inf:
             raise ValueError(f"polls_per_s must be a positive number, got {self.polls_per_s}")
 

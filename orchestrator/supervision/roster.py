@@ -282,6 +282,8 @@ class Roster:
 
     def _all_ended(self, timeout_s: float | None) -> bool:
         """Wait until no run is open; say whether that is so."""
+        if timeout_s is not None:
+            timeout_s = min(timeout_s, threading.TIMEOUT_MAX)  # infinity is more than a lock can be told
         with self._lock:
             return self._lock.wait_for(lambda: not self._runs, timeout_s)
 

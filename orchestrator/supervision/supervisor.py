@@ -22,6 +22,7 @@ from orchestrator.runs.effects import Finish
 from orchestrator.runs.inputs import CancelRequested, Input, Started
 from orchestrator.runs.lifecycle import Lifecycle, Timing
 from orchestrator.runs.machine import WaitsFor
+from orchestrator.runs.request import require_patience
 from orchestrator.runs.result import Notice
 from orchestrator.runtime import LoopActor
 from orchestrator.supervision.actor import ActorEnded, MetadataEchoed, RunActor, ThreadTaken
@@ -59,6 +60,10 @@ class RestartPolicy:
     within_s: float = 60.0
     backoff_s: float = 0.1
     backoff_cap_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_restarts", "within_s", "backoff_s", "backoff_cap_s"):
+            require_patience(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

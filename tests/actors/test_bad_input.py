@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from stage import PATIENCE_S, QUICK, Gate, Stage, active_runs, assert_nothing_left, staged
 
-from orchestrator import Orchestrator, RunHandle
+from orchestrator import BreakerPolicy, Orchestrator, RerunPolicy, RestartPolicy, RunHandle, ServerLimits
 from orchestrator.client import AsyncThreadsClient, ThreadsClient
 from orchestrator.errors import (
     APIConnectionError,
@@ -20,7 +20,7 @@ from orchestrator.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Nothing listens on port 1 of this machine, and nothing may without privileges.
 NOWHERE = "http://127.0.0.1:1/v1"
@@ -334,3 +334,32 @@ def test_nobody_drains_or_closes_for_what_is_no_number_of_seconds(stage: Stage) 
                 orchestrator.close(timeout_s=value)
         run = orchestrator.start(stage.assistant, messages="hello")
         assert run.result(PATIENCE_S).status == "completed", "a refusal closes nothing"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "named"),
+    [
+        (lambda: ServerLimits(breaker=cast("Any", None)), TypeError, "breaker"),
+        (lambda: ServerLimits(polls_per_s=cast("Any", "9")), TypeError, "polls_per_s"),
+        (lambda: ServerLimits(polls_per_s=float("nan")), ValueError, "polls_per_s"),
+        (lambda: BreakerPolicy(failures=cast("Any", float("nan"))), TypeError, "failures"),
+        (lambda: BreakerPolicy(open_s=cast("Any", "1")), TypeError, "open_s"),
+        (lambda: BreakerPolicy(cap_s=float("nan")), ValueError, "cap_s"),
+        (lambda: RestartPolicy(max_restarts=-1), ValueError, "max_restarts"),
+        (lambda: RestartPolicy(backoff_s=float("nan")), ValueError, "backoff_s"),
+        (lambda: RerunPolicy(codes=cast("Any", "server_error")), TypeError, "codes"),
+        (lambda: RerunPolicy(cap_s=cast("Any", None)), TypeError, "cap_s"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused_where_it_is_made(
+    make: Callable[[], object], error: type[Exception], named: str
+) -> None:
+    with pytest.raises(error, match=named):
+        make()
+
+
+def test_draining_may_take_for_ever(stage: Stage) -> None:
+    with stage.orchestrator() as orchestrator:
+        run = orchestrator.start(stage.assistant, messages="hello")
+        assert orchestrator.drain(float("inf")) == []
+        assert run.result(PATIENCE_S).text == "hello to you"
