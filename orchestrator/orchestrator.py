@@ -48,7 +48,7 @@ from orchestrator.supervision.roster import OnActive, Roster, StreamTo, require_
 from orchestrator.tools import Tool, ToolRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -75,7 +75,7 @@ class Orchestrator:
             give the client itself. Its coroutine token provider and `on_response` run on the actors' loop,
             where they must not block. A streamed run holds a connection, so its `max_connections` ought not
             to be less than `max_concurrent_runs`.
-        tools: Functions, `Tool`s or a registry: what runs may call.
+        tools: Functions, `Tool`s, objects with methods that are tools, or a registry: what runs may call.
         max_concurrent_runs: The most runs at work at once; the others wait for their turn.
         max_pending: The most runs that wait; one more is refused with `Overloaded`.
         deadline_s: Seconds for a run from `start()` to its end, unless `start()` says otherwise.
@@ -105,7 +105,7 @@ class Orchestrator:
         organization: str | None = None,
         project: str | None = None,
         client: AsyncThreadsClient | None = None,
-        tools: Iterable[Tool[..., Any] | Callable[..., Any]] | ToolRegistry = (),
+        tools: Iterable[object] | ToolRegistry = (),
         max_concurrent_runs: int = 1000,
         max_pending: int = 10_000,
         deadline_s: float = 600.0,
@@ -224,7 +224,7 @@ class Orchestrator:
         parallel_tool_calls: bool | UnsetType = UNSET,
         response_format: str | Mapping[str, Any] | UnsetType | None = UNSET,
         metadata: Mapping[str, str] | None = None,
-        tools: Iterable[Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]] | None = None,
+        tools: Iterable[object] | None = None,
         context: object = None,
         deadline_s: float | None = None,
         on_deadline: OnDeadline = "cancel",
@@ -515,7 +515,7 @@ class Orchestrator:
         return self._roster.close(on_active, timeout_s)
 
     def _run_tools(
-        self, tools: Iterable[Tool[..., Any] | Callable[..., Any] | Mapping[str, Any]] | None
+        self, tools: Iterable[object] | None
     ) -> tuple[list[Mapping[str, Any]] | UnsetType, ToolRegistry]:
         """Split a run's own tools into what is sent and what is called."""
         if tools is None:
@@ -523,16 +523,14 @@ class Orchestrator:
         if callable(tools) or isinstance(tools, Mapping):
             raise TypeError(f"tools are given in a list, got {tools!r}")
         wire: list[Mapping[str, Any]] = []
-        handlers: list[Tool[..., Any] | Callable[..., Any]] = []
+        handlers: list[Tool[..., Any]] = []
         for item in tools:
-            if callable(item):
+            if isinstance(item, Mapping):
+                wire.append(item)
+            else:
                 own = ToolRegistry([item])
                 wire.extend(own.definitions())
                 handlers.extend(own)
-            elif isinstance(item, Mapping):
-                wire.append(item)
-            else:
-                raise TypeError(f"tools must be functions, Tools or wire definitions, not {item!r}")
         return wire, self._registry.merged(handlers)
 
     def _adoption(self, deadline_s: float | None, on_deadline: OnDeadline) -> RunRequest:

@@ -5,6 +5,7 @@ Importing this package starts nothing and loads neither pydantic nor griffe: the
 
 from __future__ import annotations
 
+from orchestrator.tools.comparison import SchemaDifference, ToolCheck
 from orchestrator.tools.context import ToolContext
 from orchestrator.tools.execution import ToolExecution
 from orchestrator.tools.executor import ToolExecutor
@@ -12,7 +13,9 @@ from orchestrator.tools.outcome import ToolFailure, ToolOutcome
 from orchestrator.tools.registry import Tool, ToolRegistry, tool
 
 __all__ = [
+    "SchemaDifference",
     "Tool",
+    "ToolCheck",
     "ToolContext",
     "ToolExecution",
     "ToolExecutor",

@@ -6,7 +6,7 @@ that a model can correct itself, without sending back what it wrote.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -42,7 +42,7 @@ def bind(
         InvalidArguments: The document is not acceptable.
     """
     try:
-        values: Any = description.model.model_validate_json(arguments if arguments.strip() else "{}")
+        values = description.arguments.validate_json(arguments if arguments.strip() else "{}")
     except ValidationError as error:
         raise InvalidArguments(_explained(error)) from error
     except Exception as error:  # a validator of the user's may raise anything
@@ -50,7 +50,7 @@ def bind(
     positional: list[object] = []
     named: dict[str, object] = {}
     for parameter, field in description.fields:
-        value = context if field is None else getattr(values, field)
+        value = context if field is None else getattr(values, field) if field else values
         if parameter.positional:
             positional.append(value)
         else:

@@ -18,7 +18,7 @@ from orchestrator.telemetry import get_logger
 from orchestrator.tools.context import ToolContext
 from orchestrator.tools.deadlines import Deadlines
 from orchestrator.tools.execution import ToolExecution
-from orchestrator.tools.outcome import shortened
+from orchestrator.tools.outcome import unknown_tool
 from orchestrator.tools.threads import ThreadPool, ToolLoop
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ToolExecutor"]
 
-_NAME_LENGTH = 200
 _JOIN_S = 0.2
 
 _log = get_logger(__name__)
@@ -134,7 +133,7 @@ class ToolExecutor:
                 raise OrchestratorClosed("the tool executor is closed; make a new orchestrator")
             self._live.add(execution)
         if tool is None:
-            execution.refuse("unknown_tool", _unknown(tool_call.function.name, registry))
+            execution.refuse("unknown_tool", unknown_tool(tool_call.function.name, registry.names))
         else:
             self._dispatch(execution, tool)
         return execution
@@ -188,11 +187,6 @@ class ToolExecutor:
 def _own_copy(context: contextvars.Context | None) -> contextvars.Context:
     # `is None`, because an empty context is false; a copy, because a context can be entered once at a time.
     return contextvars.copy_context() if context is None else context.copy()
-
-
-def _unknown(name: str, registry: ToolRegistry) -> str:
-    known = ", ".join(registry.names) or "none"
-    return f"there is no tool named {shortened(name, _NAME_LENGTH)!r}; the known tools: {known}"
 
 
 def _refuse_on_loop_thread() -> None:

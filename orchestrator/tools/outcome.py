@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-__all__ = ["FailureKind", "ToolFailure", "ToolOutcome", "error_output", "message_of", "shortened"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "FailureKind",
+    "ToolFailure",
+    "ToolOutcome",
+    "error_output",
+    "message_of",
+    "shortened",
+    "unknown_tool",
+]
 
 FailureKind: TypeAlias = Literal[
     "unknown_tool", "invalid_arguments", "raised", "timeout", "cancelled", "reported"
@@ -14,6 +25,8 @@ FailureKind: TypeAlias = Literal[
 """Why a call has no result. `reported`: the tool raised `ToolError` to speak to the model itself."""
 
 _MESSAGE_LENGTH = 2000
+_NAME_LENGTH = 200
+_WRAPPERS = ("multi_tool_use.parallel", "multi_tool_use", "parallel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +67,20 @@ class ToolOutcome:
 def error_output(type_name: str, message: str) -> str:
     """Return the JSON by which a model learns of an error."""
     return json.dumps({"error": {"type": type_name, "message": message}}, ensure_ascii=False)
+
+
+def unknown_tool(name: str, known: Iterable[str]) -> str:
+    """Return the sentence by which a model learns that it called what does not exist, and what does.
+
+    A wrapper around several calls, which some models make up, is not taken apart: the calls within would have
+    no ids. But a call's id is what its outcome is recorded under, what a person approves or denies, and what
+    keeps it from being made twice; and one output would have to stand for all of them. To call the tools
+    themselves costs the model one more turn.
+    """
+    tools = ", ".join(known) or "none"
+    if name in _WRAPPERS:
+        return f"{name!r} is no tool; call each tool by itself, several at once if you like: {tools}"
+    return f"there is no tool named {shortened(name, _NAME_LENGTH)!r}; the known tools: {tools}"
 
 
 def message_of(error: BaseException, *, length: int | None = _MESSAGE_LENGTH) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence, Set, ValuesView
+from collections.abc import Iterator, Mapping, Sequence, Set, ValuesView
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from os import PathLike, fspath
@@ -53,11 +53,13 @@ def _plain(value: Any, where: str) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"{where} is {type(value).__name__}, which JSON cannot carry; decode or encode it")
+    if isinstance(value, complex):
+        raise TypeError(f"{where} is a complex number, which JSON cannot carry; return its parts")
     if isinstance(value, type):
         return _leaf(value, where)  # no instance: it has the attributes that mark one
     if (parts := _parts(value)) is not None:
         return {_key(key, where): _plain(part, f"{where}.{key}") for key, part in parts.items()}
-    if isinstance(value, Sequence | Set | ValuesView | Generator | deque):
+    if isinstance(value, Sequence | Set | ValuesView | Iterator | deque):
         return [_plain(part, f"{where}[{number}]") for number, part in enumerate(value)]
     if (converted := _converted(value)) is not value:
         return _plain(converted, where)

@@ -16,7 +16,8 @@ from orchestrator.tools.signature import is_async, local_names
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from orchestrator.protocol.objects import JSON
+    from orchestrator.protocol.objects import JSON, Assistant
+    from orchestrator.tools.comparison import ToolCheck
     from orchestrator.tools.schema import Description
 
 __all__ = ["Tool", "ToolRegistry", "tool"]
@@ -204,19 +205,20 @@ class ToolRegistry:
     """Tools by name. Reading it is safe from any thread; register before it is handed to a run.
 
     Args:
-        tools: Tools, or functions to make into tools.
+        tools: Tools, functions to make into tools, and objects whose class marks methods with `@tool`.
 
     Raises:
         TypeError: One cannot be described; the message names the tool and the parameter.
         ValueError: A name is not acceptable or is taken.
     """
 
-    def __init__(self, tools: Iterable[Callable[..., Any]] = ()) -> None:
+    def __init__(self, tools: Iterable[object] = ()) -> None:
         self._tools: dict[str, Tool[..., Any]] = {}
         if callable(tools):
             raise TypeError(f"tools are given in a list: [{getattr(tools, '__name__', tools)}]")
-        for function in tools:
-            self.register(function)
+        for one in tools:
+            for function in _functions(one):
+                self.register(function)
 
     def register(self, function: Callable[P, R], /) -> Tool[P, R]:
         """Add a tool, or a function made into one, and return it; works as a decorator.
@@ -232,7 +234,7 @@ class ToolRegistry:
         self._tools[added.name] = added
         return added
 
-    def merged(self, tools: Iterable[Callable[..., Any]]) -> ToolRegistry:
+    def merged(self, tools: Iterable[object]) -> ToolRegistry:
         """Return a new registry: these tools, and those of this one whose names they leave free.
 
         Raises:
@@ -256,6 +258,16 @@ class ToolRegistry:
         """Return what to create an assistant or a run with, in the order of registration."""
         return [tool.definition() for tool in self._tools.values()]
 
+    def check(self, assistant: Assistant) -> ToolCheck:
+        """Say which functions of an assistant have no handler here, and whose schemas differ.
+
+        Nothing is asked of the server: `client.get_assistant(…)` gives the assistant. Its tools that are no
+        functions, and handlers that it does not know, do not matter. The report is true when all agrees.
+        """
+        from orchestrator.tools.comparison import compared
+
+        return compared(assistant.tools, {made.name: made.parameters for made in self})
+
     def __iter__(self) -> Iterator[Tool[..., Any]]:
         return iter(self._tools.values())
 
@@ -267,3 +279,17 @@ class ToolRegistry:
 
     def __repr__(self) -> str:
         return f"<ToolRegistry {', '.join(self._tools) or 'empty'}>"
+
+
+def _functions(thing: Any) -> list[Callable[..., Any]]:
+    """Return the methods of an object that its class marks with `@tool`, else what was given itself."""
+    if isinstance(thing, Tool):
+        return [thing]
+    marked = thing if isinstance(thing, type) else type(thing)
+    names = dict.fromkeys(name for each in reversed(marked.__mro__) for name in vars(each))
+    found = [name for name in names if isinstance(inspect.getattr_static(marked, name), Tool)]
+    if found and marked is thing:
+        raise TypeError(
+            f"{marked.__name__} has tools among its methods: give an object, {marked.__name__}(…)"
+        )
+    return [getattr(thing, name) for name in found] or [thing]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import types
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, RootModel, TypeAdapter, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
@@ -37,13 +38,14 @@ class Description:
     Attributes:
         text: What the tool does; may be empty.
         schema: The JSON schema of the arguments object.
-        model: Validates the arguments object.
-        fields: Each parameter with the model's field that holds its value; `None` stands for the context.
+        arguments: Validates the arguments object.
+        fields: Each parameter with the attribute of what was validated that holds its value. An empty name
+            stands for all of it, `None` for the call's context.
     """
 
     text: str
     schema: JSON
-    model: type[BaseModel]
+    arguments: TypeAdapter[Any]
     fields: tuple[tuple[Parameter, str | None], ...]
 
 
@@ -65,22 +67,44 @@ def describe(
     # Not inspect.getdoc: for a callable object it answers "Call self as a function."
     text, notes = parse_docstring(getattr(plain_function(function), "__doc__", None) or "")
     asked = [parameter for parameter in parameters if not _is_context(parameter.annotation)]
-    model, schema = _modelled(asked, notes, tool_name)
+    adapter, schema = _modelled(asked, notes, tool_name)
     if strict:
         schema = closed(schema, f"tool {tool_name!r}: arguments")
     fields = {parameter.name: f"field_{number}" for number, parameter in enumerate(asked)}
+    if _is_whole(asked):
+        fields = {asked[0].name: ""}
     return Description(
         text=text,
         schema=schema,
-        model=model,
+        arguments=adapter,
         fields=tuple((parameter, fields.get(parameter.name)) for parameter in parameters),
     )
 
 
 def _is_context(annotation: Any) -> bool:
+    annotation = _bare(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
-        return ToolContext in get_args(annotation)
+        return any(_bare(member) is ToolContext for member in get_args(annotation))
     return annotation is ToolContext
+
+
+def _is_whole(parameters: Sequence[Parameter]) -> bool:
+    """Whether the arguments object is itself the value of the only parameter: a pydantic model.
+
+    With a default it is not: an empty object could then mean the default or a model without fields.
+    """
+    if len(parameters) != 1 or parameters[0].default is not inspect.Parameter.empty:
+        return False
+    annotation = _bare(parameters[0].annotation)
+    return (
+        isinstance(annotation, type)
+        and issubclass(annotation, BaseModel)
+        and not issubclass(annotation, RootModel)  # that one may stand for a list or a number
+    )
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 class _Generator(GenerateJsonSchema):
@@ -89,12 +113,18 @@ class _Generator(GenerateJsonSchema):
     def emit_warning(self, kind: Any, detail: str) -> None:
         """Say nothing: the parameter is described all the same."""
 
+    def literal_schema(self, schema: Any) -> JSON:
+        """Describe a `Literal`, but none of an enum's members: pydantic takes no JSON value for those."""
+        if any(isinstance(member, Enum) for member in schema["expected"]):
+            raise TypeError("a Literal of an Enum's members; give the values, or the Enum itself")
+        return super().literal_schema(schema)
+
 
 def _modelled(
     parameters: Sequence[Parameter], notes: Mapping[str, str], tool_name: str
-) -> tuple[type[BaseModel], JSON]:
+) -> tuple[TypeAdapter[Any], JSON]:
     try:
-        return _model_and_schema(parameters, notes, tool_name)
+        return _adapter_and_schema(parameters, notes, tool_name)
     except Exception:
         # Annotations are types of the user's: building their schemas may raise anything. Ask again, one by
         # one, to find out whose fault it is.
@@ -105,7 +135,7 @@ def _modelled(
 
 def _refuse_if_faulty(parameter: Parameter, tool_name: str) -> None:
     try:
-        _model_and_schema([parameter], {}, tool_name)
+        _adapter_and_schema([parameter], {}, tool_name)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TypeError(
@@ -113,22 +143,39 @@ def _refuse_if_faulty(parameter: Parameter, tool_name: str) -> None:
         ) from error
 
 
-def _model_and_schema(
+def _adapter_and_schema(
     parameters: Sequence[Parameter], notes: Mapping[str, str], tool_name: str
-) -> tuple[type[BaseModel], JSON]:
+) -> tuple[TypeAdapter[Any], JSON]:
+    if _is_whole(parameters):
+        adapter: TypeAdapter[Any] = TypeAdapter(parameters[0].annotation)
+        return adapter, _rooted(_untitled(adapter.json_schema(schema_generator=_Generator)))
+    model = _arguments_model(parameters, notes, tool_name)
+    schema = model.model_json_schema(schema_generator=_Generator)
+    if "$ref" in schema:
+        raise TypeError("Self is the class of a method, which its arguments cannot be")
+    return TypeAdapter(model), _untitled(schema)
+
+
+def _rooted(schema: JSON) -> JSON:
+    """Write out a root that is a reference, as a model that contains itself has: servers want an object."""
+    root = schema.get("$ref") or ""
+    definition = schema.get("$defs", {}).get(root.removeprefix("#/$defs/"), {})
+    return {**definition, **{key: value for key, value in schema.items() if key != "$ref"}}
+
+
+def _arguments_model(
+    parameters: Sequence[Parameter], notes: Mapping[str, str], tool_name: str
+) -> type[BaseModel]:
     # Fields have neutral names and an alias: a parameter may be called `schema`, `copy` or `_id`, and none
     # of these can be a field of a model.
     fields: dict[str, Any] = {
         f"field_{number}": _field(parameter, notes.get(parameter.name))
         for number, parameter in enumerate(parameters)
     }
-    model = create_model(f"{tool_name}_arguments", __config__=_CONFIG, **fields)
+    model: type[BaseModel] = create_model(f"{tool_name}_arguments", __config__=_CONFIG, **fields)
     if len(model.model_fields) != len(parameters):
         raise TypeError("ClassVar and Final say nothing about a parameter")
-    schema = model.model_json_schema(schema_generator=_Generator)
-    if "$ref" in schema:
-        raise TypeError("Self is the class of a method, which its arguments cannot be")
-    return model, _untitled(schema)
+    return model
 
 
 def _field(parameter: Parameter, note: str | None) -> tuple[Any, Any]:

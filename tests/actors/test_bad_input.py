@@ -200,7 +200,7 @@ def test_arguments_of_the_wrong_type_never_reach_the_tool(stage: Stage) -> None:
         ({"thread_id": ""}, ValueError, "thread_id cannot be part of a path"),
         ({"thread_id": "../runs"}, ValueError, "thread_id cannot be part of a path"),
         ({"tools": [lambda: 3]}, ValueError, "tool name '<lambda>'"),
-        ({"tools": ["fetch"]}, TypeError, "tools must be functions, Tools or wire definitions, not 'fetch'"),
+        ({"tools": ["fetch"]}, TypeError, "a tool is made of a function, not of 'fetch'"),
         ({"tools": print}, TypeError, "tools are given in a list, got <built-in function print>"),
         ({"tools": {"type": "function"}}, TypeError, "tools are given in a list"),
         ({"stream_to": "print"}, TypeError, "stream_to must be a callable or a pykka.ActorRef, got 'print'"),

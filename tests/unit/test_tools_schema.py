@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime as dt
-import enum
 import functools
 import json
-from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NewType, Optional, Self, Union
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-import annotated_types
 import jsonschema
 import pytest
 from pydantic import BaseModel, Field
-from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+from tool_signatures import (
+    ADDRESS,
+    CONTEXT,
+    NOTHING,
+    POINT,
+    ROWS,
+    Colour,
+    Person,
+    Point,
+    Row,
+    call,
+    taking,
+)
 
 from orchestrator.tools import ToolContext, ToolRegistry, tool
 from orchestrator.tools.arguments import bind
@@ -28,211 +34,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped, import-not-found, unused-ignore] # never there
 
 SPEC = json.loads((Path(__file__).parents[1] / "spec" / "threads-openapi.json").read_text(encoding="utf-8"))
-NOTHING: Any = object()
-CONTEXT = ToolContext(run_id="run_1", thread_id="thread_1", call_id="call_1", tool="t")
-
-
-class Colour(enum.Enum):
-    """A colour."""
-
-    RED = "red"
-    BLUE = "blue"
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-    HIGH = 2
-
-
-class Size(enum.StrEnum):
-    SMALL = "s"
-
-
-class Address(BaseModel):
-    """Where somebody lives."""
-
-    street: str
-    title: str = Field(default="Home", description="What it is called.")
-
-
-class Person(BaseModel):
-    name: str
-    address: Address | None = None
-
-
-class Node(BaseModel):
-    children: list[Node] = []
-
-
-@dataclasses.dataclass
-class Point:
-    x: float
-    y: float = 0.0
-
-
-class Movie(TypedDict, total=False):
-    name: str
-    year: int
-
-
-class Pair(NamedTuple):
-    left: int
-    right: str
-
-
-class Cat(BaseModel):
-    kind: Literal["cat"]
-    lives: int
-
-
-class Dog(BaseModel):
-    kind: Literal["dog"]
-
-
-UserId = NewType("UserId", int)
-
-POINT = {
-    "type": "object",
-    "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
-    "required": ["x"],
-    "additionalProperties": False,
-}
-ADDRESS = {
-    "type": "object",
-    "description": "Where somebody lives.",
-    "properties": {
-        "street": {"type": "string"},
-        "title": {"type": "string", "default": "Home", "description": "What it is called."},
-    },
-    "required": ["street"],
-}
-
-
-@dataclasses.dataclass
-class Row:
-    """One parameter called `value`: its annotation, its schema, and what arrives for what is sent."""
-
-    annotation: Any
-    schema: dict[str, Any]
-    sent: Any
-    arrives: Any
-    default: Any = NOTHING
-
-
-OPTIONAL_INT = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
-
-ROWS = [
-    Row(str, {"type": "string"}, "Oslo", "Oslo"),
-    Row(str, {"type": "string", "default": "x"}, NOTHING, "x", default="x"),
-    Row(int, {"type": "integer"}, 3, 3),
-    Row(float, {"type": "number"}, 2, 2.0),
-    Row(bool, {"type": "boolean"}, True, True),
-    Row(None, {"type": "null"}, None, None),
-    Row(Any, {}, {"a": [1]}, {"a": [1]}),
-    Row(object, {}, "x", "x"),
-    Row(Optional[int], OPTIONAL_INT, None, None),  # noqa: UP045 - the older spelling is a row too
-    Row(int | None, {**OPTIONAL_INT, "default": None}, NOTHING, None, default=None),
-    Row(Union[int, str], {"anyOf": [{"type": "integer"}, {"type": "string"}]}, "a", "a"),  # noqa: UP007 - the same
-    Row(Literal["c", "f"], {"type": "string", "enum": ["c", "f"]}, "f", "f"),
-    Row(Literal["one"], {"type": "string", "const": "one"}, "one", "one"),
-    Row(Literal[1, "a"], {"enum": [1, "a"]}, 1, 1),
-    Row(Colour, {"$ref": "#/$defs/Colour"}, "red", Colour.RED),
-    Row(Colour, {"$ref": "#/$defs/Colour", "default": "blue"}, NOTHING, Colour.BLUE, default=Colour.BLUE),
-    Row(Level, {"$ref": "#/$defs/Level"}, 2, Level.HIGH),
-    Row(Size, {"$ref": "#/$defs/Size"}, "s", Size.SMALL),
-    Row(Annotated[int, Field(ge=1, le=5)], {"type": "integer", "minimum": 1, "maximum": 5}, 5, 5),
-    Row(Annotated[int, annotated_types.Gt(0)], {"type": "integer", "exclusiveMinimum": 0}, 1, 1),
-    Row(Annotated[str, Field(max_length=3)], {"type": "string", "maxLength": 3}, "abc", "abc"),
-    Row(Annotated[str, Field(pattern="^a")], {"type": "string", "pattern": "^a"}, "ab", "ab"),
-    Row(Annotated[str, Field(description="A city.")], {"type": "string", "description": "A city."}, "a", "a"),
-    Row(Annotated[str, "a remark"], {"type": "string"}, "a", "a"),
-    Row(Annotated[int, Field(alias="other")], {"type": "integer"}, 1, 1),
-    Row(int, {"type": "integer", "default": 3, "minimum": 0}, NOTHING, 3, default=Field(default=3, ge=0)),
-    Row(list[int], {"type": "array", "items": {"type": "integer"}}, [1, 2], [1, 2]),
-    Row(list, {"type": "array", "items": {}}, [1, "a"], [1, "a"]),
-    Row(list[str], {"type": "array", "items": {"type": "string"}, "default": []}, NOTHING, [], default=[]),
-    Row(Sequence[int], {"type": "array", "items": {"type": "integer"}}, [1], [1]),
-    Row(set[str], {"type": "array", "items": {"type": "string"}, "uniqueItems": True}, ["a"], {"a"}),
-    Row(tuple[int, ...], {"type": "array", "items": {"type": "integer"}}, [1, 2], (1, 2)),
-    Row(
-        tuple[int, str],
-        {
-            "type": "array",
-            "prefixItems": [{"type": "integer"}, {"type": "string"}],
-            "minItems": 2,
-            "maxItems": 2,
-        },
-        [1, "a"],
-        (1, "a"),
-    ),
-    Row(dict[str, int], {"type": "object", "additionalProperties": {"type": "integer"}}, {"a": 1}, {"a": 1}),
-    Row(dict, {"type": "object", "additionalProperties": True}, {"a": 1}, {"a": 1}),
-    Row(
-        Mapping[str, float],
-        {"type": "object", "additionalProperties": {"type": "number"}},
-        {"a": 1},
-        {"a": 1.0},
-    ),
-    Row(dt.date, {"type": "string", "format": "date"}, "2026-01-31", dt.date(2026, 1, 31)),
-    Row(
-        dt.datetime,
-        {"type": "string", "format": "date-time"},
-        "2026-01-31T10:00:00Z",
-        dt.datetime(2026, 1, 31, 10, tzinfo=dt.UTC),
-    ),
-    Row(dt.time, {"type": "string", "format": "time"}, "10:30:00", dt.time(10, 30)),
-    Row(dt.timedelta, {"type": "string", "format": "duration"}, "PT90S", dt.timedelta(seconds=90)),
-    Row(UUID, {"type": "string", "format": "uuid"}, str(UUID(int=7)), UUID(int=7)),
-    Row(Path, {"type": "string", "format": "path"}, "a/b", Path("a/b")),
-    Row(bytes, {"type": "string", "format": "binary"}, "ab", b"ab"),
-    Row(UserId, {"type": "integer"}, 4, 4),
-    Row(Address, {"$ref": "#/$defs/Address"}, {"street": "S"}, Address(street="S")),
-    Row(
-        Person,
-        {"$ref": "#/$defs/Person"},
-        {"name": "P", "address": {"street": "S"}},
-        Person(name="P", address=Address(street="S")),
-    ),
-    Row(Node, {"$ref": "#/$defs/Node"}, {"children": [{}]}, Node(children=[Node()])),
-    Row(
-        list[Address],
-        {"type": "array", "items": {"$ref": "#/$defs/Address"}},
-        [{"street": "S"}],
-        [Address(street="S")],
-    ),
-    Row(Point, {"$ref": "#/$defs/Point"}, {"x": 1}, Point(1.0, 0.0)),
-    Row(Movie, {"$ref": "#/$defs/Movie"}, {"year": 1999}, {"year": 1999}),
-    Row(Pair, {"$ref": "#/$defs/Pair"}, [1, "a"], Pair(1, "a")),
-    Row(
-        Annotated[Cat | Dog, Field(discriminator="kind")],
-        {
-            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
-            "discriminator": {
-                "propertyName": "kind",
-                "mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"},
-            },
-        },
-        {"kind": "cat", "lives": 9},
-        Cat(kind="cat", lives=9),
-    ),
-]
-
-
-def taking(annotation: Any, default: Any = NOTHING) -> Callable[..., Any]:
-    def function(value):  # type: ignore[no-untyped-def]  # annotated below, as the row says
-        return value
-
-    function.__annotations__ = {"value": annotation}
-    if default is not NOTHING:
-        function.__defaults__ = (default,)
-    return function
-
-
-def call(function: Callable[..., Any], arguments: object) -> Any:
-    """Call a tool the way the executor does, with a document from a model."""
-    made = tool(function)
-    args, kwargs = bind(made.described, json.dumps(arguments), CONTEXT)
-    return made(*args, **kwargs)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.annotation)[:60])
@@ -381,7 +182,7 @@ def test_local_types_are_found_after_the_enclosing_function_has_returned() -> No
 
         return take
 
-    assert call(make(), {"item": {"number": 4}}) == 4
+    assert call(make(), {"number": 4}) == 4
 
 
 class Desk:
