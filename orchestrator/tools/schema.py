@@ -69,7 +69,7 @@ def describe(
     asked = [parameter for parameter in parameters if not _is_context(parameter.annotation)]
     adapter, schema = _modelled(asked, notes, tool_name)
     if strict:
-        schema = closed(schema, f"tool {tool_name!r}: arguments")
+        schema = _closed(schema, tool_name)
     fields = {parameter.name: f"field_{number}" for number, parameter in enumerate(asked)}
     if _is_whole(asked):
         fields = {asked[0].name: ""}
@@ -79,6 +79,29 @@ def describe(
         arguments=adapter,
         fields=tuple((parameter, fields.get(parameter.name)) for parameter in parameters),
     )
+
+
+def _closed(schema: JSON, tool_name: str) -> JSON:
+    """Close the schema; a refusal names the parameter, also where the type that it mentions is at fault."""
+    where, definitions = f"tool {tool_name!r}: arguments", schema.get("$defs", {})
+    for name, part in schema["properties"].items():
+        for mentioned in _mentioned(part, definitions):
+            closed(definitions[mentioned], f"{where}.{name}: {mentioned}")
+    return closed(schema, where)
+
+
+def _mentioned(part: object, definitions: JSON, seen: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return the names of the definitions that a part of a schema refers to, by any number of steps."""
+    if isinstance(part, list):
+        return seen.union(*(_mentioned(each, definitions, seen) for each in part))
+    if not isinstance(part, dict):
+        return seen
+    for key, value in part.items():
+        name = value.removeprefix("#/$defs/") if key == "$ref" and isinstance(value, str) else None
+        if name in definitions and name not in seen:
+            seen = _mentioned(definitions[name], definitions, seen | {name})
+        seen = _mentioned(value, definitions, seen)
+    return seen
 
 
 def _is_context(annotation: Any) -> bool:
