@@ -88,7 +88,7 @@ def _plain(schema: Any, root: JSON, inside: tuple[str, ...] = ()) -> Any:
         return _plain({**target, **siblings}, root, (*inside, reference))
     plain = _unified({key: value for key, value in schema.items() if key not in _WORDS})
     if "anyOf" in plain:
-        members = sorted((_plain(member, root, inside) for member in plain.pop("anyOf")), key=_text)
+        members = _merged([_plain(member, root, inside) for member in plain.pop("anyOf")])
         plain |= members[0] if len(members) == 1 else {"anyOf": members}
     if plain.get("type") == "object":
         parts = plain.get("properties") or {}
@@ -112,6 +112,19 @@ def _unified(plain: JSON) -> JSON:
         default = {"default": plain.pop("default")} if "default" in plain else {}
         return default | {"anyOf": [{"type": name} | (plain if name != "null" else {}) for name in types]}
     return plain if types is None else plain | {"type": types}
+
+
+def _merged(members: list[JSON]) -> list[JSON]:
+    """Make one enum of those among the members of a union, and of the null beside them."""
+    values = [value for member in members if member.keys() == {"enum"} for value in member["enum"]]
+    if values and {"type": "null"} in members:
+        values.append(None)
+    others = [
+        member
+        for member in members
+        if member.keys() != {"enum"} and not (values and member == {"type": "null"})
+    ]
+    return sorted(others + [{"enum": sorted(values, key=_text)}] * bool(values), key=_text)
 
 
 def _resolved(reference: str, root: JSON) -> JSON:

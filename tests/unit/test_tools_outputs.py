@@ -106,6 +106,8 @@ DAY = dt.date(2026, 1, 31)
         ({"a": 1}.values(), [1]),
         ({"a": 1}.items(), [["a", 1]]),
         ((n for n in (1, 2)), [1, 2]),
+        (map(str, (1, 2)), ["1", "2"]),
+        (zip("a", "b", strict=True), [["a", "b"]]),
         (OrderedDict(a=1), {"a": 1}),
         (MappingProxyType({"a": 1}), {"a": 1}),
         ({1: "a", None: "b", 0.5: "c"}, {"1": "a", "null": "b", "0.5": "c"}),
@@ -164,6 +166,8 @@ def test_letters_beyond_ascii_are_not_escaped() -> None:
     ("value", "where"),
     [
         (b"raw", "the result is bytes"),
+        (iter([b"raw"]), r"the result\[0\] is bytes"),
+        (1 + 2j, "the result is a complex number"),
         ({"file": [b"raw"]}, r"the result\.file\[0\] is bytes"),
         ({b"key": 1}, "a key of the result is bytes"),
         ({"a": bytearray()}, r"the result\.a is bytearray"),

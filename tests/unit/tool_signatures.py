@@ -142,11 +142,6 @@ class Box:
     width: Annotated[int, Field(gt=0)]
 
 
-class Flag(enum.Flag):
-    READ = 1
-    WRITE = 2
-
-
 class Mixed(enum.Enum):
     ONE = 1
     TWO = "two"
