@@ -155,7 +155,7 @@ def _differences(theirs: Any, ours: Any, path: str) -> Iterator[str]:
 
 
 def _in_properties(theirs: JSON, ours: JSON, path: str) -> Iterator[str]:
-    for name in theirs.keys() | ours.keys():
+    for name in {**theirs, **ours}:
         at = f"{path}.{name}".lstrip(".")
         if name not in ours:
             yield f"{at}: only the assistant knows it"

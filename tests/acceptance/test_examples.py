@@ -41,6 +41,14 @@ OUTPUTS = {
         r"first: cancelled\n"
         r"second: completed Rome has 25\.3 °C on average in July\.\n"
     ),
+    "typed_arguments.py": (
+        r"book: nights maximum: .*; nights minimum: .*; "
+        r"nights type: the assistant says string, the function integer; room: only the function knows it\n"
+        r"every function of the assistant has its handler\n"
+        r'\{"error": \{"type": "invalid_arguments", "message": "from: Input should be a valid date .*"\}\}\n'
+        r'\{"city": "Oslo", "room": "suite", "until": "2026-05-04", "price": "420.75"\}\n'
+        r"A suite in Oslo until 2026-05-04, for 420\.75 euros\.\n"
+    ),
     "weather.py": "",
 }
 
