@@ -1,4 +1,4 @@
-"""Docstrings, names, registries, strict mode and the errors that a model gets for its arguments."""
+"""Names, registries, strict mode and the errors that a model gets for its arguments."""
 
 from __future__ import annotations
 
@@ -13,89 +13,11 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from orchestrator.tools import Tool, ToolContext, ToolRegistry, tool
 from orchestrator.tools.arguments import InvalidArguments, bind
-from orchestrator.tools.docstrings import parse_docstring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CONTEXT = ToolContext(run_id="run_1", thread_id="thread_1", call_id="call_1", tool="t")
-
-GOOGLE = """Current weather.
-
-    For a city.
-
-    Args:
-        city: City name,
-            as people write it.
-        unit (str): Unit.
-
-    Returns:
-        A dict.
-    """
-NUMPY = """Current weather.
-
-    For a city.
-
-    Parameters
-    ----------
-    city : str
-        City name,
-        as people write it.
-    unit
-        Unit.
-
-    Returns
-    -------
-    dict
-        The weather.
-    """
-SPHINX = """Current weather.
-
-    For a city.
-
-    :param city: City name,
-        as people write it.
-    :param str unit: Unit.
-    :returns: A dict.
-    """
-
-
-@pytest.mark.parametrize("text", [GOOGLE, NUMPY, SPHINX], ids=["google", "numpy", "sphinx"])
-def test_each_docstring_style_gives_the_description_and_the_parameters(text: str) -> None:
-    description, parameters = parse_docstring(text)
-    assert description == "Current weather.\n\nFor a city."
-    assert parameters == {"city": "City name, as people write it.", "unit": "Unit."}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ("", {})),
-        ("One line.", ("One line.", {})),
-        ("  Two\n    lines: of text.  ", ("Two\nlines: of text.", {})),
-        ("Summary.\n\n    :param city: The city.", ("Summary.", {"city": "The city."})),
-    ],
-)
-def test_short_docstrings_are_read_too(text: str, expected: tuple[str, dict[str, str]]) -> None:
-    assert parse_docstring(text) == expected
-
-
-def test_docstrings_reach_the_schema_unless_the_user_said_it_otherwise(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    @tool
-    def weather(city: str, unit: Annotated[str, Field(description="As annotated.")] = "c") -> str:
-        return city + unit
-
-    weather.function.__doc__ = GOOGLE
-    assert weather.description == "Current weather.\n\nFor a city."
-    assert weather.parameters["properties"] == {
-        "city": {"type": "string", "description": "City name, as people write it."},
-        "unit": {"type": "string", "description": "As annotated.", "default": "c"},
-    }
-    assert tool(weather.function).description.startswith("Current")
-    assert tool(description="Mine.")(weather.function).definition()["function"]["description"] == "Mine."
-    assert caplog.records == []
 
 
 def no_docstring(a: int) -> int:
