@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import httpcore
 
 from orchestrator.client.deadline import PunctualBackend
-from orchestrator.client.sockets import TidyBackend
+from orchestrator.client.sockets import TidyBackend, acquire, patience_until
 
 if TYPE_CHECKING:
     import threading
@@ -88,7 +88,9 @@ class LanePool(httpcore.AsyncConnectionPool):
         if request.url.scheme not in (b"http", b"https"):
             raise httpcore.UnsupportedProtocol(f"not http or https: {request.url.scheme.decode()!r}")
         permit = self._permits[request.extensions.get("lane", "control")]
-        await _acquire(permit, request.extensions.get("timeout", {}).get("pool"))
+        wait_s = request.extensions.get("timeout", {}).get("pool")
+        patience_until.set(None if wait_s is None else asyncio.get_running_loop().time() + wait_s)
+        await acquire(permit)
         try:
             connection, response = await self._send(request)
         except BaseException:
@@ -279,14 +281,3 @@ class _PermittedStream:
 def _key(origin: httpcore.Origin) -> _Origin:
     """Return an origin as something that can be hashed."""
     return origin.scheme, origin.host, origin.port
-
-
-async def _acquire(permit: asyncio.Semaphore, timeout_s: float | None) -> None:
-    if not permit.locked():
-        await permit.acquire()
-        return
-    try:
-        async with asyncio.timeout(timeout_s):
-            await permit.acquire()
-    except TimeoutError:
-        raise httpcore.PoolTimeout(f"no connection was free for {timeout_s} s") from None

@@ -13,18 +13,39 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import defaultdict
+from contextvars import ContextVar
 from typing import Any, Final
 
 import httpcore
 
-__all__ = ["TidyBackend", "undecrypted"]
+__all__ = ["OPENING", "TidyBackend", "acquire", "patience_until", "undecrypted"]
 
 OPENING: Final = 64
-"""How many connections a pool opens at once.
+"""How many connections to one host a pool opens at once.
 
 The time for opening one is counted by the clock. Of thousands that are begun together, each would wait for
 the loop's turns of all others, and a server that answers at once would seem not to.
 """
+
+patience_until: ContextVar[float | None] = ContextVar("patience_until", default=None)
+"""Until when, by the loop's clock, the request at hand may wait for a connection to be its own."""
+
+
+async def acquire(permit: asyncio.Semaphore) -> None:
+    """Wait for a permit, as long as the request at hand may.
+
+    Raises:
+        httpcore.PoolTimeout: None was free in time; nothing was sent.
+    """
+    if not permit.locked():
+        await permit.acquire()
+        return
+    try:
+        async with asyncio.timeout_at(patience_until.get()):
+            await permit.acquire()
+    except TimeoutError:
+        raise httpcore.PoolTimeout("no connection was free in time") from None
 
 
 def undecrypted(tls: object) -> bool:
@@ -48,21 +69,31 @@ def undecrypted(tls: object) -> bool:
 class TidyBackend(httpcore.AsyncNetworkBackend):
     """Connects as another does; a cancelled TLS handshake leaves nothing open, and leftovers are known.
 
-    No more than `OPENING` connections are being opened at once; the wait for that is none of their own time.
+    No more than `OPENING` connections to one host are being opened at once. The wait for that is none of the
+    time to connect: it belongs to the wait for a connection.
     """
 
     def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
         self._backend = backend
-        self._opening = asyncio.Semaphore(OPENING)
+        self._places: defaultdict[tuple[str, int], asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(OPENING)
+        )
 
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(
+        self, host: str, port: int, *args: Any, **kwargs: Any
+    ) -> httpcore.AsyncNetworkStream:
         """Connect; what comes back is as tidy.
 
         Raises:
+            httpcore.PoolTimeout: It was not its turn in time.
             httpcore.ConnectError: It could not, or the connection was lost before anything could be sent.
         """
-        async with self._opening:
-            stream = await self._backend.connect_tcp(*args, **kwargs)
+        place = self._places[host, port]
+        await acquire(place)
+        try:
+            stream = await self._backend.connect_tcp(host, port, *args, **kwargs)
+        finally:
+            place.release()
         try:
             return _TidyStream(stream)
         except AttributeError as error:

@@ -12,6 +12,7 @@ import pytest
 from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged
 
 from orchestrator import RunResult
+from orchestrator.protocol.events import RunEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,16 @@ def test_events_are_one_stream_across_tool_rounds_and_carry_the_run_id(stage: St
     assert seen[-1] == "thread.run.completed"
     assert seen.count("thread.run.completed") == 1
     assert seen.index("thread.run.requires_action") < seen.index("tool.started")
+
+
+def test_the_events_of_a_run_hold_its_definitions_once_between_them(stage: Stage) -> None:
+    with stage.orchestrator(tools=[Gate(opened=True).fetch]) as orchestrator:
+        events = list(orchestrator.start(stage.assistant, messages="fetch", instructions="Go.").events())
+    runs = [event.data for event in events if isinstance(event, RunEvent)]
+    assert len(runs) > 5
+    assert runs[0].tools
+    assert len({id(run.tools) for run in runs}) == len({id(run.instructions) for run in runs}) == 1
+    assert [run.status for run in runs][-1] == "completed"
 
 
 def test_a_run_can_be_awaited_and_followed_on_the_users_loop(stage: Stage) -> None:
