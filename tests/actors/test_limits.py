@@ -117,14 +117,17 @@ def test_where_nobody_listens_a_create_fails_in_the_end_and_the_error_says_why(
     limits = ServerLimits(breaker=BreakerPolicy(failures=2, open_s=0.05, cap_s=0.1))
     with through(front, stage, api_key="sk-secret", limits=limits) as orchestrator:
         runs = [orchestrator.start(stage.assistant, messages="soon") for _ in range(10)]
+        texts: list[str] = []
         for run in runs:
             with pytest.raises(APIConnectionError) as failed:
                 run.result(timeout=PATIENCE_S)
             assert not failed.value.sent
             assert "sk-secret" not in str(failed.value)
-        text = str(failed.value)
-        assert f"the circuit breaker of {front.base_url} is open after " in text
-        assert "failures in a row, the last of them APIConnectionError" in text
+            texts.append(str(failed.value))
+        # Those whose last attempt was the probe say what that met.
+        held = [text for text in texts if f"the circuit breaker of {front.base_url} is open after " in text]
+        assert held
+        assert all("failures in a row, the last of them APIConnectionError" in text for text in held)
 
 
 def test_a_cancel_passes_an_open_breaker_and_closes_it(stage: Stage, front: Front) -> None:
@@ -176,7 +179,7 @@ def test_cancelling_a_run_whose_thread_is_still_to_be_made_leaves_the_gate_at_on
 
 
 def test_what_one_run_is_told_by_a_refusal_holds_for_all(stage: Stage, front: Front) -> None:
-    front.answer(429, {"retry-after-ms": "700"}, most=1)
+    front.answer(429, {"retry-after-ms": "3000"}, most=1)
     with through(front, stage) as orchestrator:
         first = orchestrator.start(stage.assistant, messages="soon")
         wait_until(lambda: len(front.refused) == 1)
@@ -184,7 +187,7 @@ def test_what_one_run_is_told_by_a_refusal_holds_for_all(stage: Stage, front: Fr
         others = [orchestrator.start(stage.assistant, messages="soon") for _ in range(3)]
         wait_until(lambda: all(run.snapshot().waits_for == "limiter" for run in others))
         wait_until(lambda: len(stage.server.requests) > before)
-        assert time.monotonic() - front.refused[0][0] >= 0.7
+        assert time.monotonic() - front.refused[0][0] >= 3.0
         for run in (first, *others):
             assert run.result(timeout=PATIENCE_S).text == "at last"
 
