@@ -50,7 +50,7 @@ def test_of_a_burst_only_so_many_connections_are_opened_at_once() -> None:
 def test_what_never_came_to_be_opened_was_not_sent() -> None:
     async def main(url: str) -> list[bool]:
         client = AsyncThreadsClient(
-            url, api_key=KEY, retry=NO_RETRIES, timeout=1.0, max_connections=24 * OPENING
+            url, api_key=KEY, retry=NO_RETRIES, timeout=4.0, max_connections=24 * OPENING
         )
         async with client:
             calls = (client.get_thread("thread_1") for _ in range(6 * OPENING))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from drivers import both, driven
-from faulty_server import FaultyServer
+from faulty_server import PATIENCE_S, FaultyServer
 from ledger_server import FAULTS, PLAN, Ledger, Plan
 
 from orchestrator.client import RetryPolicy
@@ -35,9 +35,12 @@ def stage(
 ) -> Iterator[tuple[Driver, Ledger]]:
     ledger = Ledger()
     ledger.plan(T, Plan(deque(faults), **plan), tool_run="rounds" in plan)
+    timeout = 1.0 if any(fault.startswith("stall") for fault in faults) else PATIENCE_S
     with (
         FaultyServer(default=ledger.step) as server,
-        driven(kind, server.url, timeout=0.3, headers={PLAN: T}, max_connections=max_connections) as driver,
+        driven(
+            kind, server.url, timeout=timeout, headers={PLAN: T}, max_connections=max_connections
+        ) as driver,
     ):
         yield driver, ledger
         ledger.settle(T)
