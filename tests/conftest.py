@@ -1,4 +1,4 @@
-"""What all tests share: the long profile runs only when it is asked for."""
+"""What all tests share: the stage, and that the long profile runs only when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 import os
 
 import pytest
+
+pytest_plugins = ["staging"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -99,6 +99,7 @@ class Notice:
             this reader fell behind, and deltas were merged into the objects they build),
             `run.duplicate` (a create whose outcome was unknown made a second run, which is cancelled, or
             whether it did is not known),
+            `run.tools_differ` (functions of the assistant have no handler here, or take other arguments),
             `run.blocked` (another run holds the thread; its end is waited for), `run.rerun` (the run
             failed or expired; another one follows it) or `run.restarted` (the run's actor failed; a new one
             took over).
@@ -114,6 +115,7 @@ class Notice:
         "run.stalled",
         "run.gap",
         "run.duplicate",
+        "run.tools_differ",
         "run.blocked",
         "run.rerun",
         "run.restarted",

@@ -13,6 +13,7 @@ from orchestrator.supervision.consumers import Consumers
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.supervisor import Abandon
+from orchestrator.supervision.tool_checks import ToolChecks
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.threads import ThreadPool
 
@@ -48,6 +49,7 @@ class Fleet:
     Attributes:
         gates: Where requests wait for their turn at a server.
         draining: Reads streams to their end that nobody needs any more.
+        tool_checks: Compares assistants' functions with those here.
         resolver: The thread on which users' callbacks on a run's future run.
         consumers: The threads that feed events to users' callables.
     """
@@ -66,6 +68,7 @@ class Fleet:
         self.executor = executor
         self.gates = Gates(limits, loop_thread)
         self.draining = Draining(loop_thread)
+        self.tool_checks = ToolChecks(loop_thread)
         self.resolver = ThreadPool(1, "orchestrator-resolver")
         self.consumers = Consumers(_CONSUMER_THREADS)
         # Runs before the loop thread's own hook, which was registered before.
@@ -122,4 +125,5 @@ class Fleet:
 
     async def _aclose_client(self) -> None:
         await self.draining.aclose()
+        await self.tool_checks.aclose()
         await self.client.aclose()

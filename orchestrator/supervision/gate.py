@@ -172,8 +172,17 @@ class Gate:
 
     def ask(self, effect: RequestEffect) -> Ticket:
         """Ask for a request's turn, behind those of its urgency who wait already."""
-        urgency = _urgency(effect)
-        ticket = Ticket(self, type(effect).__name__, urgency)
+        return self._ticket(type(effect).__name__, _urgency(effect))
+
+    def ask_aside(self, request: str) -> Ticket:
+        """Ask for the turn of a request for which no run waits, behind everybody's.
+
+        It does not try a server that fails, where a run's own request would then have to wait for it.
+        """
+        return self._ticket(request, Urgency.ASIDE)
+
+    def _ticket(self, request: str, urgency: Urgency) -> Ticket:
+        ticket = Ticket(self, request, urgency)
         if urgency is Urgency.CANCEL:
             return ticket
         queue = self._waiting[urgency]
@@ -210,6 +219,8 @@ class Gate:
 
     def _enter(self, ticket: Ticket, now: float) -> float:
         """Let a request go, or return the seconds after which it is worth asking again."""
+        if ticket.urgency is Urgency.ASIDE and self._breaker.is_open:
+            return math.inf
         wait_s = self._breaker.wait_s(now) or self._limiter.reserve(ticket.urgency, now)
         if wait_s == 0:
             ticket.probe = self._breaker.enter()

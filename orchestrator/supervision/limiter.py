@@ -71,6 +71,8 @@ class Urgency(IntEnum):
     """It looks at a run whose end or whose outputs hang on that; of the polls' budget, and first."""
     POLL = 4
     """It looks at a run."""
+    ASIDE = 5
+    """No run waits for it; of the polls' budget, and last."""
 
 
 class Limiter:
@@ -169,8 +171,12 @@ class Limiter:
 
 
 # How much of a limit is left when an urgency is slowed, and how much of it is kept for the more urgent.
-_LOW: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.1, Urgency.LOOK: 0.5, Urgency.POLL: 0.5}
-_KEPT: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.02, Urgency.LOOK: 0.1, Urgency.POLL: 0.1}
+_LOW: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.1} | dict.fromkeys(
+    (Urgency.LOOK, Urgency.POLL, Urgency.ASIDE), 0.5
+)
+_KEPT: Final = {Urgency.FINISH: 0.0, Urgency.CREATE: 0.02} | dict.fromkeys(
+    (Urgency.LOOK, Urgency.POLL, Urgency.ASIDE), 0.1
+)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.client import AsyncThreadsClient
     from orchestrator.protocol.objects import Page, Run
     from orchestrator.runs.machine import Timing
-    from orchestrator.runs.record import RunRecord
     from orchestrator.runs.result import StreamedEvent
+    from orchestrator.supervision.commission import Commission
     from orchestrator.supervision.gate import ServerLimits
-    from orchestrator.supervision.in_flight import InFlight
     from orchestrator.supervision.supervisor import RestartPolicy
 
 __all__ = ["OnActive", "Roster", "StreamTo", "require_consumer"]
@@ -118,20 +117,11 @@ class Roster:
         self.refuse_fork()
         self._executor.loop = loop
 
-    def begin(
-        self,
-        record: RunRecord,
-        *,
-        server: str,
-        in_flight: Callable[[Fleet, RunState], InFlight],
-        stream_to: StreamTo,
-    ) -> RunHandle:
+    def begin(self, commission: Commission, *, stream_to: StreamTo) -> RunHandle:
         """Have one more run begin; returns at once.
 
         Args:
-            record: The run's first record.
-            server: The base URL of its requests, for messages.
-            in_flight: Makes what will be under way for it.
+            commission: The run.
             stream_to: Told its events.
 
         Raises:
@@ -140,10 +130,11 @@ class Roster:
             OrchestratorClosed: No run may begin any more.
         """
         self.refuse_fork()
+        record = commission.record
         with self._lock:
             fleet = self._open(record.key)
-            state = RunState(record, server=server, resolver=fleet.resolver)
-            serving = in_flight(fleet, state)
+            state = RunState(record, server=commission.client.base_url, resolver=fleet.resolver)
+            serving = commission.in_flight(fleet, state)
             state.served_by(serving)
             admit = Admit(record=record, state=state, in_flight=serving)
             if isinstance(stream_to, pykka.ActorRef):

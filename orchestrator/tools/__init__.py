@@ -11,8 +11,10 @@ from orchestrator.tools.execution import ToolExecution
 from orchestrator.tools.executor import ToolExecutor
 from orchestrator.tools.outcome import ToolFailure, ToolOutcome
 from orchestrator.tools.registry import Tool, ToolRegistry, tool
+from orchestrator.tools.run_tools import RunTools
 
 __all__ = [
+    "RunTools",
     "SchemaDifference",
     "Tool",
     "ToolCheck",

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from stage import PATIENCE_S, QUICK, Gate, Stage, active_runs, assert_nothing_left, staged
+from stage import PATIENCE_S, QUICK, Gate, Stage, active_runs
 
 from orchestrator import BreakerPolicy, Orchestrator, RerunPolicy, RestartPolicy, RunHandle, ServerLimits
 from orchestrator.client import AsyncThreadsClient, ThreadsClient
@@ -20,7 +20,9 @@ from orchestrator.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 # Nothing listens on port 1 of this machine, and nothing may without privileges.
 NOWHERE = "http://127.0.0.1:1/v1"
@@ -28,18 +30,6 @@ NOWHERE = "http://127.0.0.1:1/v1"
 
 async def consume(event: object) -> None:
     raise AssertionError(event)
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
 
 
 def failure(run: RunHandle) -> OrchestratorError:

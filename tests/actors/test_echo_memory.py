@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from between import Between, between, once
-from stage import PATIENCE_S, Stage, assert_nothing_left, staged
+from stage import PATIENCE_S, Stage, assert_nothing_left
 
 from orchestrator.errors import AmbiguousOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 @pytest.fixture

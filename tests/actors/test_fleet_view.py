@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from between import UNAVAILABLE, between
 from crew import Killing, crewed, poison
-from stage import PATIENCE_S, Gate, Stage, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, wait_until
 
 from orchestrator import RestartPolicy
 from orchestrator.errors import RunError
@@ -15,15 +15,7 @@ from orchestrator.runs.effects import CancelRun
 from orchestrator.runs.machine import WaitsFor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator import RunHandle
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 def waits(run: RunHandle) -> tuple[str, str]:

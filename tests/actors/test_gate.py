@@ -382,3 +382,38 @@ def test_closing_the_orchestrator_waits_for_no_stream(loop_thread: LoopThread) -
     streaming.do(streaming.draining.aclose)
     assert streaming.backend.closed.is_set()
     assert not streaming.backend.ended
+
+
+def test_what_no_run_waits_for_goes_last_and_tries_no_server_that_fails(loop_thread: LoopThread) -> None:
+    async def story(gate: Gate) -> None:
+        passed: list[str] = []
+        fail(gate, LOST, LOST)
+        aside = gate.ask_aside("GetAssistant")
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(passing("aside", aside, passed))
+            # Longer than the breaker is open.
+            await asyncio.wait({waiting}, timeout=0.1)
+            assert (passed, aside.held_by) == ([], "server")
+            look = gate.ask(LOOK)
+            await passing("look", look, passed)
+            gate.hear(200, {})
+        assert passed == ["look", "aside"]
+        for ticket in (aside, look):
+            ticket.leave()
+
+    played(loop_thread, story, QUICK)
+
+
+def test_what_no_run_waits_for_comes_after_the_polls_and_takes_of_their_budget(
+    loop_thread: LoopThread,
+) -> None:
+    async def story(gate: Gate) -> None:
+        passed: list[str] = []
+        tickets = [gate.ask(LOOK), gate.ask_aside("GetAssistant"), gate.ask(LOOK)]
+        assert [ticket.held_by for ticket in tickets] == [None, "limiter", "limiter"]
+        async with asyncio.TaskGroup() as group:
+            for name, ticket in zip(("first", "aside", "second"), tickets, strict=True):
+                group.create_task(passing(name, ticket, passed))
+        assert passed == ["first", "second", "aside"]
+
+    played(loop_thread, story, ServerLimits(polls_per_s=10))

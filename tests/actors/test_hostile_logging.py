@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from crew import Killing, crewed
-from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged
+from stage import PATIENCE_S, Gate, Stage
 
 from orchestrator import tool
 from orchestrator.runs.effects import CreateRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 class Hostile(logging.Handler):
@@ -27,18 +29,6 @@ class Hostile(logging.Handler):
         assert isinstance(record.msg, dict)
         self.events.append(record.msg)
         raise OSError("no space left")
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
 
 
 @pytest.fixture(params=[logging.WARNING, logging.DEBUG], ids=["warnings", "everything"])

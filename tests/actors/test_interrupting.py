@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
-from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, wait_until
 
 from orchestrator import ToolContext
 from orchestrator.errors import OrchestratorClosed, ThreadBusy
 from orchestrator.runs.machine import WaitsFor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_of_interrupts_in_quick_succession_only_the_last_survives(stage: Stage) -> None:

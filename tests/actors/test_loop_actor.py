@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pykka
 import pytest
 from pykka import ActorRegistry
-from test_loop_thread import nothing_is_left  # noqa: F401 - it watches every test of this module
 
 from orchestrator.runtime import LoopActor, LoopFuture, LoopThread, acquire, on_loop_thread
 from orchestrator.runtime.mailbox import MESSAGES_PER_TURN
@@ -18,6 +17,8 @@ from orchestrator.telemetry import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.usefixtures("no_actor_is_left")
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("TENANT", default="nobody")
 

@@ -17,7 +17,6 @@ import pytest
 from pykka import ActorDeadError, ActorRegistry
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
-from test_loop_thread import nothing_is_left  # noqa: F401 - it watches every test of this module
 
 from orchestrator.runtime import LoopActor, LoopFuture, LoopThread, acquire
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from orchestrator.runtime import LoopActorRef
+
+pytestmark = pytest.mark.usefixtures("no_actor_is_left")
 
 BASE_EXCEPTIONS = [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, BaseException]
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pykka
 import pytest
-from test_loop_thread import nothing_is_left  # noqa: F401 - it watches every test of this module
 
 from orchestrator.runtime import LoopActor, LoopFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+pytestmark = pytest.mark.usefixtures("no_actor_is_left")
 
 
 class Echo(LoopActor):

@@ -9,7 +9,6 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from pykka import ActorRegistry
 
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.runtime import (
@@ -24,19 +23,7 @@ from orchestrator.runtime import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No test with actors, here or where this is imported, leaves an actor or a loop thread behind."""
-    yield
-    left = ActorRegistry.get_all()
-    for ref in left:
-        ref.stop(block=False)
-    assert left == []
-    for thread in threading.enumerate():
-        if thread.name == "orchestrator-actors":
-            thread.join(10)
-            assert not thread.is_alive()
+pytestmark = pytest.mark.usefixtures("no_actor_is_left")
 
 
 @pytest.fixture

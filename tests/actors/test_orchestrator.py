@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from stage import PATIENCE_S, QUICK, Gate, Stage, assert_nothing_left, our_threads, staged, wait_until
+from stage import PATIENCE_S, QUICK, Gate, Stage, our_threads, wait_until
 
 from orchestrator import Orchestrator, ToolRegistry
 from orchestrator.client import AsyncThreadsClient
@@ -15,20 +15,7 @@ from orchestrator.errors import Overloaded, RunFailed
 from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_nothing_is_started_or_connected_before_the_first_run(stage: Stage) -> None:

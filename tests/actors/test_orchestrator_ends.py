@@ -10,28 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pykka import ActorRegistry
-from stage import PATIENCE_S, Gate, Stage, active_runs, assert_nothing_left, our_threads, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, active_runs, assert_nothing_left, our_threads, wait_until
 
 from orchestrator import RunHandle
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.runs.record import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator import Orchestrator
 
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def streaming(orchestrator: Orchestrator, stage: Stage, count: int) -> list[RunHandle]:

@@ -9,28 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pykka
 import pytest
-from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged
+from stage import PATIENCE_S, Gate, Stage
 
 from orchestrator import RunResult
 from orchestrator.protocol.events import RunEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator import Orchestrator
     from orchestrator.runs.result import StreamedEvent
 
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def names(events: list[StreamedEvent]) -> list[str | None]:

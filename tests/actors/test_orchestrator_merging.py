@@ -6,30 +6,18 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from stage import PATIENCE_S, Stage, assert_nothing_left, staged
+from stage import PATIENCE_S, Stage
 
 from orchestrator.protocol.events import MessageDeltaEvent, MessageEvent
 from orchestrator.runs.result import Notice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator.runs.result import StreamedEvent
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 LENGTH = 2500
 RULES = [{"match": "^write", "piece_chars": 1, "steps": [{"say": "x" * LENGTH}]}]
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged(RULES) as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
 
 
 def is_gap(event: StreamedEvent) -> bool:
@@ -50,7 +38,7 @@ def test_slow_consumers_and_late_readers_get_merged_deltas_and_a_gap_and_everyth
         slow.append(event)
         assert run_is_over.wait(PATIENCE_S)
 
-    with stage.orchestrator() as orchestrator:
+    with stage.orchestrator(check_tools="off") as orchestrator:
         run = orchestrator.start(stage.assistant, messages="write", stream_to=consume)
         # The run waits for no consumer, and so does its result.
         assert len(run.result(PATIENCE_S).text) == LENGTH

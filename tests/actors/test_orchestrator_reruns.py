@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from stage import PATIENCE_S, QUICK, Stage, active_runs, staged
@@ -13,9 +13,6 @@ from stage import PATIENCE_S, QUICK, Stage, active_runs, staged
 from orchestrator import Notice, Orchestrator, RerunPolicy, tool
 from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import BudgetExceeded, RunStalled
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 RULES: list[dict[str, Any]] = [
     {"match": "^try", "steps": [{"call": {"tool": "fetch"}}, {"say": "got {fetch}"}]},
@@ -28,12 +25,6 @@ RULES: list[dict[str, Any]] = [
     },
 ]
 AT_ONCE = RerunPolicy(attempts=3, base_s=0.01)
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged(RULES) as stage:
-        yield stage
 
 
 class Source:

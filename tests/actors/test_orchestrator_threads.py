@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, wait_until
 
 from orchestrator import Notice
 from orchestrator.errors import ThreadBusy
 from orchestrator.runs.machine import WaitsFor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_runs_on_one_thread_take_turns_in_order_and_all_complete(stage: Stage) -> None:

@@ -5,30 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from stage import PATIENCE_S, Stage, assert_nothing_left, staged
+from stage import PATIENCE_S, Stage
 
 from orchestrator import ToolContext, tool
 from orchestrator.errors import ToolError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
 
 
 def fetch(word: str = "") -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from stage import PATIENCE_S, QUICK, TOOLS, Gate, Stage, active_runs, assert_nothing_left, staged, wait_until
+from stage import PATIENCE_S, QUICK, TOOLS, Gate, Stage, active_runs, wait_until
 
 from orchestrator import Notice
 from orchestrator.errors import DeadlineExceeded
@@ -16,24 +16,12 @@ from orchestrator.protocol.events import MessageDeltaEvent, RunEvent
 from orchestrator.runs.record import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator import RunHandle
     from orchestrator.runs.request import OnDeadline, Watch
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 FLEET = 200
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
 
 
 class Counted:
@@ -72,7 +60,7 @@ def test_a_streamed_run_with_two_legs_takes_two_requests(stage: Stage) -> None:
 
 def test_a_run_without_a_thread_takes_one_more_request(stage: Stage) -> None:
     before = len(stage.server.requests)
-    with stage.orchestrator() as orchestrator:
+    with stage.orchestrator(check_tools="off") as orchestrator:
         run = orchestrator.start(stage.assistant, messages="hello")
         run.result(PATIENCE_S)
     asked = stage.server.requests[before:]

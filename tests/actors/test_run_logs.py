@@ -9,25 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from between import between
 from crew import AT_ONCE, crewed, poison
-from stage import PATIENCE_S, QUICK, Gate, Stage, staged, wait_until
+from stage import PATIENCE_S, QUICK, Gate, Stage, wait_until
 
 from orchestrator import RestartPolicy
 from orchestrator.errors import NotFoundError, RunError
 from orchestrator.telemetry import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator import RunHandle
 
 ARGUMENT = "argument4711"
 OUTPUT = "output4711"
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +46,7 @@ def other(word: str) -> str:
 
 
 def test_a_run_s_life_is_told_under_stable_names(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    with stage.orchestrator(tools=[fetch, other]) as orchestrator:
+    with stage.orchestrator(tools=[fetch, other], check_tools="off") as orchestrator:
         run = orchestrator.start(stage.assistant, messages="twice")
         run.result(PATIENCE_S)
     events = told(caplog, run)
@@ -135,7 +127,7 @@ def test_arguments_and_outputs_are_logged_where_that_was_asked_for_and_keys_neve
 
 
 def test_a_cancel_is_told_when_it_is_posted(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    with stage.orchestrator() as orchestrator:
+    with stage.orchestrator(check_tools="off") as orchestrator:
         run = orchestrator.start(stage.assistant, messages="dawdle")
         wait_until(lambda: run.status == "in_progress")
         run.cancel()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from crew import AT_ONCE, Killing, Outlived, Refusing, Swallowing, Unsent, crewed, poison
 from pykka import ActorRegistry
-from stage import PATIENCE_S, Gate, Stage, active_runs, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, active_runs, wait_until
 
 from orchestrator import Notice, RestartPolicy, RunHandle, ToolContext
 from orchestrator.errors import OrchestratorClosed, RunError
@@ -35,17 +35,9 @@ from orchestrator.supervision.actor import RunActor
 from orchestrator.telemetry import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator.runs.backend import Backend, Report
 
 LATER = RestartPolicy(backoff_s=0.1)
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 class Tools:

@@ -12,30 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from between import between
 from crew import crewed
-from stage import PATIENCE_S, Gate, Stage, active_runs, assert_nothing_left, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, active_runs, wait_until
 
 from orchestrator.errors import APIError, AuthenticationError, OrchestratorClosed
 from orchestrator.runs.effects import CreateRun
 from orchestrator.supervision.supervisor import FindOrphans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from orchestrator.runs.backend import Backend, Report
     from orchestrator.runs.effects import RequestEffect
     from orchestrator.runs.inputs import Input
 
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(stage: Stage) -> Iterator[None]:
-    yield
-    assert_nothing_left(stage.server.base_url, ours=1)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def detached(stage: Stage, text: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pykka
 import pytest
-from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, our_threads, staged, wait_until
+from stage import PATIENCE_S, Gate, Stage, assert_nothing_left, our_threads, wait_until
 
 from orchestrator import Completed, Failed, Stopped
 from orchestrator.errors import NotFoundError, OrchestratorClosed
@@ -15,12 +15,6 @@ from orchestrator.runtime import LoopActor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged() as stage:
-        yield stage
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +139,7 @@ def test_a_watcher_that_died_is_forgotten_and_the_others_are_told(
     ref, heard = watcher
     gate = Gate()
     dead = kind.start(Heard())
-    with stage.orchestrator(tools=[gate.fetch]) as orchestrator:
+    with stage.orchestrator(tools=[gate.fetch], check_tools="off") as orchestrator:
         run = orchestrator.start(stage.assistant, messages="fetch")
         run.watch(dead)
         run.watch(ref)

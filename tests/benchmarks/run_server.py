@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CANCELLING_S = 0.01
 TOOLS = ("double", "square")
+_NUMBER = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
+_DEFINITIONS = [{"type": "function", "function": {"name": name, "parameters": _NUMBER}} for name in TOOLS]
 NONCE = "orchestrator_nonce"
 _VARYING = ("id", "thread_id", "status", "metadata")
 _SAME = json.dumps({name: value for name, value in RUN.items() if name not in _VARYING})[1:].encode()
@@ -111,6 +113,7 @@ class _World:
         self.active: dict[str, _Run] = {}
         self.on_thread: defaultdict[str, list[_Run]] = defaultdict(list)
         self.messages: dict[str, list[dict[str, Any]]] = {}
+        self.assistants = 0
         self.threads = 0
         self.connections = 0
         self.open_streams = 0
@@ -124,6 +127,7 @@ class _World:
     def report(self) -> dict[str, Any]:
         return {
             "connections": self.connections,
+            "assistants": self.assistants,
             "threads": self.threads,
             "runs": len(self.runs),
             "active": len(self.active),
@@ -243,6 +247,9 @@ class _Connection(asyncio.Protocol):
     def _route(self, method: str, parts: list[str], body: dict[str, Any], arrived_at: float) -> None:
         world = self.world
         match method, *parts:
+            case "GET", "assistants", assistant_id:
+                world.assistants += 1
+                self._answer({"id": assistant_id, "object": "assistant", "tools": _DEFINITIONS})
             case "POST", "threads":
                 world.threads += 1
                 metadata = body.get("metadata") or {}

@@ -53,6 +53,7 @@ def assert_all_right(measured: list[Wave], report: dict[str, Any]) -> None:
         assert wave.failed == []
         assert {kind: count for kind, count in wave.threads.items() if count > THREADS.get(kind, 0)} == {}
     runs = 1 + sum(wave.runs for wave in measured)
+    assert report["assistants"] == 1
     assert report["creates"] == report["nonces"] == report["runs"] == runs
     assert report["submissions"] == report["submitted_rounds"] == ROUNDS * runs
     assert report["partial_submissions"] == report["active"] == report["open_streams"] == 0

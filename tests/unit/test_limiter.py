@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator import ServerLimits
 from orchestrator.supervision.limiter import WAIT_CAP_S, Limiter, Urgency, reset_s
 
-CANCEL, FINISH, CREATE, LOOK, POLL = Urgency
+CANCEL, FINISH, CREATE, LOOK, POLL, ASIDE = Urgency
 
 UNIX_NOW = 784111777.0
 """Sun, 06 Nov 1994 08:49:37 GMT"""
@@ -89,8 +89,8 @@ def test_where_nothing_is_left_all_but_cancels_wait_for_the_reset() -> None:
     mine = limiter()
     mine.learn(200, left(0, reset="1m0s"), 0.0)
     assert mine.reserve(CANCEL, 0.0) == 0.0
-    assert {mine.reserve(urgency, 20.0) for urgency in (FINISH, CREATE, POLL)} == {40.0}
-    assert {mine.reserve(urgency, 60.0) for urgency in (FINISH, CREATE, POLL)} == {0.0}
+    assert {mine.reserve(urgency, 20.0) for urgency in (FINISH, CREATE, POLL, ASIDE)} == {40.0}
+    assert {mine.reserve(urgency, 60.0) for urgency in (FINISH, CREATE, POLL, ASIDE)} == {0.0}
 
 
 def test_above_half_of_a_limit_nothing_is_slowed() -> None:
@@ -100,10 +100,11 @@ def test_above_half_of_a_limit_nothing_is_slowed() -> None:
     assert len(went(mine, CREATE, begin=0.0, end=1e-6, most=250)) == 250
 
 
-def test_below_half_of_a_limit_polls_share_what_is_left_above_a_tenth() -> None:
+@pytest.mark.parametrize("polls", [LOOK, POLL, ASIDE], ids=lambda urgency: urgency.name)
+def test_below_half_of_a_limit_polls_share_what_is_left_above_a_tenth(polls: Urgency) -> None:
     mine = limiter()
     mine.learn(200, left(400), 0.0)
-    assert 290 <= len(went(mine, POLL, begin=0.0, end=9.99)) <= 310
+    assert 290 <= len(went(mine, polls, begin=0.0, end=9.99)) <= 310
     # The tenth that was kept for the others.
     assert len(went(mine, FINISH, begin=9.99, end=9.991, most=90)) == 90
 

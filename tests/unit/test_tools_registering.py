@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from tool_signatures import CONTEXT, ROWS, Address, Colour, Node, Numbers, Period, taking
 
 from orchestrator.protocol.objects import Assistant
-from orchestrator.tools import SchemaDifference, Tool, ToolCheck, ToolContext, ToolRegistry, tool
+from orchestrator.tools import RunTools, SchemaDifference, Tool, ToolCheck, ToolContext, ToolRegistry, tool
 from orchestrator.tools.arguments import InvalidArguments, bind
 from orchestrator.tools.outcome import unknown_tool
 
@@ -227,6 +227,22 @@ def test_functions_without_a_handler_are_named() -> None:
     assert report == ToolCheck(without_handler=("refund", "cancel"))
     assert not report
     assert str(report).startswith("refund: no function is registered under this name\n")
+
+
+def test_of_a_runs_own_tools_the_definitions_are_named_that_no_function_answers() -> None:
+    def look(word: str) -> str:
+        return word
+
+    def book(word: str) -> str:
+        return word
+
+    definition = ToolRegistry([book]).definitions()[0]
+    nobody = {"type": "function", "function": {"name": "nobody"}}
+    given = RunTools.given([look, {"type": "file_search"}, definition, nobody], ToolRegistry([book]))
+    assert given.sent == (*ToolRegistry([look]).definitions(), {"type": "file_search"}, definition, nobody)
+    assert given.registry.names == ("book", "look")
+    assert given.without_handler == ("nobody",)
+    assert RunTools.given(None, ToolRegistry([book])).without_handler == ()
 
 
 def test_the_same_schema_in_other_words_is_no_difference() -> None:

@@ -1,0 +1,80 @@
+"""A run that an orchestrator is given to conduct, and how its parts are put together from the fleet's.
+
+Owns which of the fleet's parts serve the run: the gate of its server and key, the check of its tools. Knows
+nothing of what users may ask for (that is the façade's) and decides nothing about the run.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.client import AsyncThreadsClient
+from orchestrator.runs.backend import Heard, ThreadsBackend
+from orchestrator.runs.inputs import CancelRequested
+from orchestrator.runs.record import RunRecord
+from orchestrator.supervision.in_flight import InFlight
+from orchestrator.supervision.tool_checks import CheckTools
+from orchestrator.tools import RunTools
+
+if TYPE_CHECKING:
+    from orchestrator.supervision.fleet import Fleet
+    from orchestrator.supervision.state import RunState
+
+__all__ = ["Commission"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commission:
+    """A run that is about to begin.
+
+    Attributes:
+        record: The run's first record.
+        client: Makes its requests, with its own credentials.
+        tools: What it may call.
+        check_tools: Whether the assistant's functions are compared with those.
+        context: The user's object for `ToolContext.state`.
+        unwanted: Whether it is to be cancelled, and nothing else.
+        variables: The context variables of the caller of `start()`, seen by tools.
+    """
+
+    record: RunRecord
+    client: AsyncThreadsClient
+    tools: RunTools
+    check_tools: CheckTools
+    context: object
+    unwanted: bool = False
+    variables: contextvars.Context = field(default_factory=contextvars.copy_context)
+
+    def in_flight(self, fleet: Fleet, state: RunState) -> InFlight:
+        """Make what will be under way for the run; from any thread."""
+        gate = fleet.gates.of(self.client.account)
+
+        def hear(heard: Heard) -> None:
+            state.last_request_id = heard.request_id
+            gate.hear(heard.status, heard.headers)
+
+        backend = fleet.tool_checks.beside(
+            ThreadsBackend(self.client, heard=hear),
+            check=self.check_tools,
+            tools=self.tools,
+            state=state,
+            client=self.client,
+            gate=gate,
+        )
+        in_flight = InFlight(
+            key=self.record.key,
+            backend=backend,
+            gate=gate,
+            draining=fleet.draining,
+            executor=fleet.executor,
+            registry=self.tools.registry,
+            context=self.context,
+            contextvars_context=self.variables,
+            loop_thread=fleet.loop_thread,
+        )
+        if self.unwanted:
+            # Said before anybody conducts the run: what nobody wants is not gone on with.
+            in_flight.report(CancelRequested())
+        return in_flight

@@ -1,0 +1,296 @@
+"""What runs live in: which of those that exist are taken over, what is open, and how all of it is left.
+
+Owns `with` and `async with`, adopting and sweeping, draining and closing, as users meet them. What may be
+said of a new run is for its subclass, and how runs end on the actors' loop is for the roster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from orchestrator.client import AsyncThreadsClient, endpoints
+from orchestrator.client.call import CallOptions
+from orchestrator.runs.record import RunRecord
+from orchestrator.runs.request import OnDeadline, RunRequest, require_choice, require_patience
+from orchestrator.runtime import refuse_blocking_on_running_loop
+from orchestrator.supervision.commission import Commission
+from orchestrator.supervision.roster import OnActive, Roster, StreamTo, require_consumer
+from orchestrator.supervision.tool_checks import CheckTools
+from orchestrator.tools import RunTools, ToolRegistry
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from orchestrator.supervision.handle import RunHandle
+    from orchestrator.supervision.state import RunSnapshot
+
+__all__ = ["RunScope", "stated"]
+
+
+class RunScope:
+    """What runs are started in and do not outlive. Every method may be called from any thread.
+
+    Args:
+        roster: The open runs.
+        client: Makes the requests.
+        registry: What runs may call.
+        defaults: What is asked of a run, where nothing else is said of it.
+    """
+
+    def __init__(
+        self, roster: Roster, *, client: AsyncThreadsClient, registry: ToolRegistry, defaults: RunRequest
+    ) -> None:
+        self._roster = roster
+        self._client = client
+        self._registry = registry
+        self._defaults = defaults
+
+    def __enter__(self) -> Self:
+        refuse_blocking_on_running_loop("`with Orchestrator(...)`", "use `async with`")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(on_active="wait" if kind is None else "cancel")
+
+    async def __aenter__(self) -> Self:
+        self._roster.run_async_tools_on(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        on_active: OnActive = "wait" if kind is None else "cancel"
+        # A thread of its own: those of the loop's executor may all wait for the runs that end only here.
+        executor = ThreadPoolExecutor(1, thread_name_prefix="orchestrator-closing")
+        close = partial(contextvars.copy_context().run, self.close, on_active=on_active)
+        closing = asyncio.get_running_loop().run_in_executor(executor, close)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            # The thread that waits cannot be interrupted, but what it waits for can.
+            self._roster.cancel()
+            await closing
+            raise
+        finally:
+            executor.shutdown(wait=closing.done() and not closing.cancelled())
+
+    def adopt(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        context: object = None,
+        deadline_s: float | None = None,
+        on_deadline: OnDeadline = "cancel",
+        stream_to: StreamTo = None,
+        key: str | None = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+    ) -> RunHandle:
+        """Take over a run that exists on the server: watch it, answer its tool calls, cancel it.
+
+        Returns at once. The run is polled until its next submission. The arguments are those of `start()`.
+        Its tools are not checked: whoever started it may have given it others than its assistant's.
+
+        Whoever adopts a run takes over what holds its thread: it waits for no other run there, whatever
+        `on_busy_thread` says, and those that start later wait for it. Only where another handle of this
+        orchestrator conducts the same run, it waits for that to end or to let go, so that no tool is called
+        by two.
+
+        Raises:
+            ValueError: An id cannot be sent, or the key is taken.
+            Overloaded: `max_pending` runs wait already.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+        """
+        endpoints.get_run(thread_id, run_id)
+        return self._begin(
+            self._adoption(deadline_s, on_deadline),
+            thread_id=thread_id,
+            run_id=run_id,
+            key=key,
+            context=context,
+            stream_to=stream_to,
+            options=stated(api_key=api_key, organization=organization, project=project, base_url=base_url),
+        )
+
+    def sweep(
+        self,
+        thread_id: str,
+        *,
+        orphans: Literal["adopt", "cancel"],
+        context: object = None,
+        deadline_s: float | None = None,
+        on_deadline: OnDeadline = "cancel",
+        stream_to: StreamTo = None,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+    ) -> list[RunHandle]:
+        """Take over every run on a thread that is not over and that this orchestrator does not conduct.
+
+        For a start after a crash: what a process that died left on the server holds its thread until it
+        expires. Blocks until the thread's runs are listed, which is retried like any request; it may be
+        repeated. An orphan whose process is alive after all is conducted by two: sweep only threads of yours.
+
+        Args:
+            thread_id: The thread.
+            orphans: Whether they are adopted, or cancelled; then no tool of theirs is called.
+            context: This and what follows is as in `adopt()`.
+            deadline_s: Likewise.
+            on_deadline: Likewise.
+            stream_to: Likewise.
+            api_key: Likewise.
+            organization: Likewise.
+            project: Likewise.
+            base_url: Likewise.
+
+        Returns:
+            Their handles, newest run first; with `"cancel"` their results tell what became of them.
+
+        Raises:
+            ValueError: `orphans` is neither, or the id cannot be sent.
+            APIError: The runs could not be listed.
+            Overloaded: `max_pending` runs wait already; those found before stay adopted, see `runs()`.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.sweep()", "use `await asyncio.to_thread(...)`")
+        require_choice("orphans", orphans, ("adopt", "cancel"))
+        options = stated(api_key=api_key, organization=organization, project=project, base_url=base_url)
+        client = self._client.with_options(**options) if options else self._client
+        found = self._roster.orphans(lambda: client.list_runs(thread_id, limit=100, order="desc"))
+        request = self._adoption(deadline_s, on_deadline)
+        return [
+            self._begin(
+                request,
+                thread_id=thread_id,
+                run_id=run.id,
+                key=None,
+                context=context,
+                stream_to=stream_to,
+                options=options,
+                unwanted=orphans == "cancel",
+            )
+            for run in found
+        ]
+
+    def runs(self) -> list[RunSnapshot]:
+        """Every run that is not over, as it stands at this moment, oldest first; never blocks.
+
+        Raises:
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+        """
+        return [handle.snapshot() for handle in self._roster.handles()]
+
+    def cancel_all(self) -> list[RunHandle]:
+        """Cancel every run that is not over; returns their handles at once.
+
+        Raises:
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+        """
+        return self._roster.cancel()
+
+    def drain(self, timeout_s: float) -> list[RunHandle]:
+        """Take no more runs, let the open ones end, and leave the rest to the server without cancelling.
+
+        Blocks for `timeout_s` seconds and a moment to let go; `close()` is still to be called.
+
+        Returns:
+            The handles of the runs that were left to the server; their error names the ids.
+
+        Raises:
+            TypeError: `timeout_s` is no number.
+            ValueError: `timeout_s` is negative.
+            OrchestratorClosed: The orchestrator belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.drain()", "use `await asyncio.to_thread(...)`")
+        require_patience("timeout_s", timeout_s)
+        return self._roster.drain(timeout_s)
+
+    def close(self, *, on_active: OnActive = "cancel", timeout_s: float | None = None) -> list[RunHandle]:
+        """End the orchestrator and everything it made: actors, threads, connections. Repeatable; blocks.
+
+        In a forked process it does nothing: what there was belongs to the parent.
+
+        Args:
+            on_active: What becomes of runs that are not over: cancel them and wait for their end, leave them
+                to the server, or wait for them.
+            timeout_s: Seconds to wait for the runs; by default as long as their own deadlines and timeouts
+                allow. Runs that are not over by then are let go of, with an error that names them.
+
+        Returns:
+            The handles of the runs that were not seen to end.
+
+        Raises:
+            TypeError: `timeout_s` is no number.
+            ValueError: `on_active` is none of the three, or `timeout_s` is negative.
+            RuntimeError: An event loop runs on this thread: use `async with`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.close()", "use `async with`, or asyncio.to_thread()")
+        require_choice("on_active", on_active, get_args(OnActive))
+        if timeout_s is not None:
+            require_patience("timeout_s", timeout_s)
+        return self._roster.close(on_active, timeout_s)
+
+    def _adoption(self, deadline_s: float | None, on_deadline: OnDeadline) -> RunRequest:
+        return RunRequest(
+            assistant_id="",
+            watch=self._defaults.watch,
+            deadline_s=self._defaults.deadline_s if deadline_s is None else deadline_s,
+            on_deadline=on_deadline,
+        )
+
+    def _begin(
+        self,
+        request: RunRequest,
+        *,
+        thread_id: str | None,
+        run_id: str | None = None,
+        key: str | None,
+        tools: RunTools | None = None,
+        check_tools: CheckTools = "off",
+        context: object,
+        stream_to: StreamTo,
+        options: CallOptions,
+        unwanted: bool = False,
+    ) -> RunHandle:
+        self._roster.refuse_fork()
+        require_consumer(stream_to)
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"key must be a str, got {key!r}")
+        client = self._client.with_options(**options) if options else self._client
+        record = RunRecord(
+            key=key or f"run-{uuid.uuid4().hex[:16]}",
+            nonce=uuid.uuid4().hex,
+            request=request,
+            deadline_at=time.monotonic() + request.deadline_s,
+            thread_id=thread_id,
+            run_id=run_id,
+        )
+        commission = Commission(
+            record=record,
+            client=client,
+            tools=tools or RunTools(registry=self._registry),
+            check_tools=check_tools,
+            context=context,
+            unwanted=unwanted,
+        )
+        return self._roster.begin(commission, stream_to=stream_to)
+
+
+def stated(**given: str | None) -> CallOptions:
+    """Return what a caller gave of a request's options, without what it left out."""
+    return cast("CallOptions", {name: value for name, value in given.items() if value is not None})
