@@ -13,7 +13,7 @@ Importing this package starts nothing: no thread, no loop, no connection.
 
 from __future__ import annotations
 
-from orchestrator.errors import OrchestratorError, ToolError
+from orchestrator.errors import OrchestratorError, Retry, ToolError
 from orchestrator.orchestrator import Orchestrator
 from orchestrator.runs.machine import Timing
 from orchestrator.runs.request import RerunPolicy
@@ -28,17 +28,20 @@ from orchestrator.supervision import (
     Stopped,
 )
 from orchestrator.supervision.handle import RunHandle
-from orchestrator.tools import Tool, ToolContext, ToolRegistry, tool
+from orchestrator.tools import ApprovalRequest, Invocation, Tool, ToolContext, ToolRegistry, tool
 
 __all__ = [
+    "ApprovalRequest",
     "BreakerPolicy",
     "Completed",
     "Failed",
+    "Invocation",
     "Notice",
     "Orchestrator",
     "OrchestratorError",
     "RerunPolicy",
     "RestartPolicy",
+    "Retry",
     "RunHandle",
     "RunResult",
     "RunSnapshot",

@@ -26,12 +26,14 @@ OrchestratorError
 │   ├── DeadlineExceeded            the run's own deadline passed
 │   ├── CancelUnconfirmed           cancel was accepted, the end was never seen
 │   ├── RunStalled                  no progress, and on_stall="cancel" was asked for
-│   ├── BudgetExceeded              max_tool_rounds or max_total_tokens was reached
+│   ├── BudgetExceeded              its rounds, failed rounds or tokens reached their most
+│   ├── ToolFailed                  a tool failed, and on_error="fail" was asked for
 │   └── RunLost                     the server no longer knows the run
 ├── ThreadBusy                      another run holds the thread
 ├── Overloaded                      max_pending runs wait already
 ├── OrchestratorClosed              the orchestrator is closed, or this process is a fork
 ├── ToolError                       a tool speaks to the model
+├── Retry                           a tool asks to be run again
 └── JournalError                    the journal could not be read or written
 ```
 """
@@ -65,12 +67,14 @@ __all__ = [
     "PermissionDeniedError",
     "RateLimitError",
     "RequestTimeoutError",
+    "Retry",
     "RunError",
     "RunFailed",
     "RunLost",
     "RunStalled",
     "ThreadBusy",
     "ToolError",
+    "ToolFailed",
     "UnprocessableEntityError",
     "status_error",
 ]
@@ -294,7 +298,14 @@ class RunStalled(RunError):
 
 
 class BudgetExceeded(RunError):
-    """The run went past `max_tool_rounds` or `max_total_tokens`, and was cancelled."""
+    """The run went past its most tool rounds, failed ones in a row, or tokens, and was cancelled."""
+
+
+class ToolFailed(RunError):
+    """A tool with `on_error="fail"` raised or took too long: the run was cancelled.
+
+    `__cause__` is what it raised, or a `TimeoutError`.
+    """
 
 
 class RunLost(RunError):
@@ -325,6 +336,24 @@ class OrchestratorClosed(OrchestratorError):
 
 class ToolError(OrchestratorError):
     """Raised by a tool to speak to the model: the text is sent as the call's output, as it is."""
+
+
+class Retry(OrchestratorError):
+    """Raised by a tool to be run again, as far as its `retries` and its deadline allow.
+
+    Where they do not, the text is sent to the model as an error.
+
+    Args:
+        message: Why.
+        after_s: Seconds to wait before; by default a jittered pause that doubles each time, from 0.1 to 5.
+
+    Attributes:
+        after_s: As given.
+    """
+
+    def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
+        self.after_s = after_s
+        super().__init__(message)
 
 
 class JournalError(OrchestratorError):

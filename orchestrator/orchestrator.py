@@ -33,10 +33,13 @@ from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.roster import OnActive, Roster, StreamTo
 from orchestrator.supervision.scope import RunScope, stated
 from orchestrator.supervision.tool_checks import CheckTools
-from orchestrator.tools import RunTools, ToolRegistry
+from orchestrator.tools import RunTools, ToolExecutor, ToolRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from orchestrator.tools.approval import ApprovalHook
+    from orchestrator.tools.middleware import Middleware
 
 __all__ = ["OnActive", "Orchestrator", "RunHandle"]
 
@@ -72,7 +75,14 @@ class Orchestrator(RunScope):
         check_tools: Whether the assistant is fetched beside a run, and its functions compared with those
             that are registered: `"once"` for each assistant, `"always"` or `"off"`. Where one has no handler
             or takes other arguments, there is a warning in the logs and a notice in the run's events.
-        tool_threads: The most threads for synchronous tools.
+        tool_threads: The most threads for synchronous tools. One that is stuck in a call that timed out is
+            replaced, up to as many again.
+        middleware: What stands around every tool call, the outermost first: `def around(invocation,
+            call_next)`, which returns `call_next(invocation)` or something else, or raises; or the same as an
+            `async def`. Either kind goes around tools of both.
+        approve: Decides of calls whose tools ask for approval, before anybody is asked: a function of an
+            `ApprovalRequest`, plain or `async def`. True approves, false denies, a string denies with that
+            reason, and `None` leaves it to `RunHandle.approve()` and `deny()`.
         timing: Backoffs, timeouts and intervals of the runs.
         limits: How fast each server is asked, on each key, by all runs together, and when it is left alone.
         log_tool_data: Whether the logs show what tools are called with and what they answer.
@@ -102,6 +112,8 @@ class Orchestrator(RunScope):
         rerun: RerunPolicy | None = None,
         check_tools: CheckTools = "once",
         tool_threads: int = 32,
+        middleware: Sequence[Middleware] = (),
+        approve: ApprovalHook | None = None,
         timing: Timing | None = None,
         limits: ServerLimits | None = None,
         log_tool_data: bool = False,
@@ -137,6 +149,9 @@ class Orchestrator(RunScope):
         require_kind("timing", timing, Timing)
         require_kind("limits", limits, ServerLimits)
         require_kind("log_tool_data", log_tool_data, bool)
+        for function in (*middleware, *([] if approve is None else [approve])):
+            if not callable(function):
+                raise TypeError(f"middleware and approve are functions, got {function!r}")
         # Imported here and not on the actors' loop, whose mailboxes it would hold up for a sixth of a second.
         importlib.import_module("orchestrator.client.transport")
         client = client or AsyncThreadsClient(
@@ -153,7 +168,7 @@ class Orchestrator(RunScope):
                 max_concurrent_runs=max_concurrent_runs,
                 max_pending=max_pending,
                 restart=restart,
-                tool_threads=tool_threads,
+                executor=ToolExecutor(threads=tool_threads, middleware=tuple(middleware), approve=approve),
                 timing=timing,
                 limits=limits,
                 log_tool_data=log_tool_data,
@@ -192,6 +207,7 @@ class Orchestrator(RunScope):
         on_expired: OnExpired = "fail",
         rerun: RerunPolicy | None = None,
         max_tool_rounds: int | None = None,
+        max_failed_tool_rounds: int | None = 10,
         max_total_tokens: int | None = None,
         on_busy_thread: OnBusyThread | None = None,
         interrupt_foreign: bool | None = None,
@@ -237,6 +253,9 @@ class Orchestrator(RunScope):
                 called is `idempotent`; `handle.run_ids` names all of them.
             max_tool_rounds: The most batches of tool calls; one more is not begun, the run is cancelled and
                 fails with `BudgetExceeded`.
+            max_failed_tool_rounds: The most batches in a row in which every tool call failed or was denied;
+                with the last of them the run is cancelled and fails with `BudgetExceeded`. `None` for any
+                number.
             max_total_tokens: The most tokens, as far as the server tells them before the end; a run that
                 takes more is cancelled and fails with `BudgetExceeded`.
             on_busy_thread: Overrides the orchestrator's `on_busy_thread`.
@@ -293,8 +312,9 @@ class Orchestrator(RunScope):
             on_stall=on_stall,
             on_expired=on_expired,
             rerun=defaults.rerun if rerun is None else rerun,
-            unrepeatable_tools=frozenset(tool.name for tool in given.registry if not tool.idempotent),
+            unrepeatable_tools=frozenset(tool.name for tool in given.registry if not tool.options.idempotent),
             max_tool_rounds=max_tool_rounds,
+            max_failed_tool_rounds=max_failed_tool_rounds,
             max_total_tokens=max_total_tokens,
             on_busy_thread=defaults.on_busy_thread if on_busy_thread is None else on_busy_thread,
             interrupt_foreign=defaults.interrupt_foreign if interrupt_foreign is None else interrupt_foreign,

@@ -232,6 +232,8 @@ class Collecting(Machine):
         )
 
     def _finish_error(self, error: OrchestratorError) -> None:
+        if isinstance(error, RunError):
+            error.status = self.record.status  # what became of the run since the error was made
         self._finish(Finish(error=error))
 
     def _overdue(self, what_became: str) -> DeadlineExceeded:

@@ -14,6 +14,7 @@ from orchestrator.errors import (
     NotFoundError,
     OrchestratorError,
     RunStalled,
+    ToolFailed,
 )
 from orchestrator.protocol.events import RunStepEvent
 from orchestrator.protocol.objects import ACTIVE_STATUSES, ToolOutput
@@ -26,6 +27,7 @@ from orchestrator.runs.inputs import (
     StreamEnded,
     Timer,
     ToolFinished,
+    ToolNoticed,
     TranscriptFetched,
 )
 from orchestrator.runs.record import Phase
@@ -192,7 +194,7 @@ class Following(Closing):
             return
         # The stream is closed when the batch is submitted; what it had still to show then is fetched.
         self._gapless = self._gapless and seen.number == self.record.watched
-        self._update(phase=Phase.ACTING, round=self.record.round + 1, calls=calls)
+        self._update(phase=Phase.ACTING, round=self.record.round + 1, calls=calls, awaiting=frozenset())
         self._start_tools(calls)
         for call in calls:
             self._notice("tool.started", call_id=call.id, name=call.function.name)
@@ -252,12 +254,40 @@ class Following(Closing):
             arguments=call.function.arguments,
             output=finished.output,
             error=finished.error,
+            attempts=finished.attempts,
             duration_s=finished.duration_s,
             run_id=self.record.run_id,
         )
-        self._update(results=self._results_with(result))
+        self._update(results=self._results_with(result), awaiting=self.record.awaiting - {call.id})
         self._notice("tool.finished", call_id=call.id, name=call.function.name, detail=finished.error)
-        self._submit_if_whole()
+        if finished.fatal is not None:
+            self._give_up(self._tool_failed(call, finished.fatal))
+        else:
+            self._submit_if_whole()
+
+    def _tool_failed(self, call: ToolCall, cause: BaseException) -> ToolFailed:
+        """Not with the text of the cause, which may quote arguments: errors are logged."""
+        what = f"was cancelled because tool {call.function.name!r} failed (call {call.id}, on_error='fail')"
+        error = self._run_error(ToolFailed, f"{what}: {type(cause).__name__}; see __cause__")
+        error.__cause__ = cause
+        return error
+
+    def _take_notice(self, noticed: ToolNoticed) -> None:
+        call = next((call for call in self.open_calls if call.id == noticed.call_id), None)
+        if call is None or noticed.round != self.record.round:
+            return
+        self.progressed_at = self._now
+        if noticed.notice == "tool.approval_asked":
+            self._update(awaiting=self.record.awaiting | {call.id})
+        elif noticed.notice == "tool.approved":
+            self._update(awaiting=self.record.awaiting - {call.id})
+        self._notice(
+            noticed.notice,
+            call_id=call.id,
+            name=call.function.name,
+            detail=noticed.detail,
+            fraction=noticed.fraction,
+        )
 
     def _results_with(self, result: ToolCallResult) -> tuple[ToolCallResult, ...]:
         """All results and this one, in the order the calls were asked for."""
@@ -271,6 +301,16 @@ class Following(Closing):
 
     def _submit_if_whole(self) -> None:
         if self.open_calls or self._filling is not None:
+            return
+        most = self.record.request.max_failed_tool_rounds
+        if most is not None and self.record.failed_rounds >= most:
+            self._give_up(
+                self._run_error(
+                    BudgetExceeded,
+                    f"had {most} batches in a row in which every tool call failed, which is "
+                    f"max_failed_tool_rounds: it was cancelled",
+                )
+            )
             return
         self._failures = self._sent = 0
         if self.record.watched is not None:

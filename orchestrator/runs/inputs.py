@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from orchestrator.errors import APIError
 from orchestrator.protocol.events import StreamEvent
@@ -29,6 +29,7 @@ __all__ = [
     "Timer",
     "TimerFired",
     "ToolFinished",
+    "ToolNoticed",
     "TranscriptFetched",
 ]
 
@@ -159,6 +160,8 @@ class ToolFinished:
         call_id: The server's id.
         output: What the model is told.
         error: Why the call failed, or `None`.
+        fatal: What the tool raised, or a `TimeoutError`, where that is to end the run; else `None`.
+        attempts: How often the function was executed; 0 when it never was.
         duration_s: Seconds it took.
     """
 
@@ -166,7 +169,28 @@ class ToolFinished:
     call_id: str
     output: str
     error: str | None = None
+    fatal: BaseException | None = None
+    attempts: int = 1
     duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolNoticed:
+    """A tool call has something to say before it is over.
+
+    Attributes:
+        round: The batch it belongs to.
+        call_id: The server's id.
+        notice: What it says.
+        detail: A sentence for people, or `None`.
+        fraction: How much is done, from 0.0 to 1.0, or `None`.
+    """
+
+    round: int
+    call_id: str
+    notice: Literal["tool.approval_asked", "tool.approved", "tool.progress"]
+    detail: str | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +227,7 @@ Input: TypeAlias = (
     | StreamEnded
     | RequestFailed
     | ToolFinished
+    | ToolNoticed
     | CancelRequested
     | DetachRequested
     | TimerFired

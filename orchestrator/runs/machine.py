@@ -57,6 +57,8 @@ class WaitsFor(StrEnum):
     """Its turn among the requests to its server."""
     TOOL = "tool"
     """Its tools."""
+    APPROVAL = "approval"
+    """Somebody's approval: nothing else of its batch is under way."""
     SERVER = "server"
     """The server's answer, or the model's work there."""
     BACKOFF = "backoff"
@@ -176,8 +178,15 @@ class Machine:
                 f"thread {self.record.thread_id}, which run {self.record.blocked_by or 'of unknown id'} has",
             )
         if self.open_calls:
-            return WaitsFor.TOOL, ", ".join(call.function.name for call in self.open_calls)
+            return self._waiting_for_calls()
         return WaitsFor.SERVER, _ANSWERS.get(self.record.phase, "the run's next step")
+
+    def _waiting_for_calls(self) -> tuple[WaitsFor, str]:
+        unasked = [call for call in self.open_calls if call.id not in self.record.awaiting]
+        if unasked:
+            return WaitsFor.TOOL, ", ".join(call.function.name for call in unasked)
+        asked = ", ".join(f"{call.function.name} ({call.id})" for call in self.open_calls)
+        return WaitsFor.APPROVAL, f"somebody's approval of {asked}"
 
     def _update(self, **changes: Any) -> None:
         """Change the record; what changes nothing is not worth a `Record`."""

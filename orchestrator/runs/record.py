@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby, takewhile
+from operator import attrgetter
 
 from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import OrchestratorError
@@ -75,6 +77,7 @@ class RunRecord:
         floor: Observations of requests up to this number were overtaken by the last accepted submission.
         round: The number of the current batch of tool calls; 0 before the first.
         calls: The calls of the current batch, while it is acted on or submitted.
+        awaiting: Ids of the calls of the current batch that wait for approval.
         results: The outcomes of all batches, in the order the calls were asked for within each.
         spent: The tokens of the runs before this one.
         ambiguous: A create was sent whose outcome no answer told.
@@ -102,6 +105,7 @@ class RunRecord:
     floor: int = 0
     round: int = 0
     calls: tuple[ToolCall, ...] = ()
+    awaiting: frozenset[str] = frozenset()
     results: tuple[ToolCallResult, ...] = ()
     spent: Usage | None = None
     ambiguous: bool = False
@@ -126,6 +130,13 @@ class RunRecord:
     def run_ids(self) -> tuple[str, ...]:
         """The ids of all the runs so far, oldest first."""
         return self.earlier if self.run_id is None else (*self.earlier, self.run_id)
+
+    @property
+    def failed_rounds(self) -> int:
+        """How many batches in a row, up to the newest outcome, have only outcomes that are failures."""
+        rounds = [list(batch) for _, batch in groupby(self.results, key=attrgetter("round"))]
+        failed = (all(result.error is not None for result in batch) for batch in reversed(rounds))
+        return sum(1 for _ in takewhile(bool, failed))
 
     def results_of(self, round_number: int) -> dict[str, ToolCallResult]:
         """The outcomes of one batch, by call id."""

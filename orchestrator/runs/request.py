@@ -88,6 +88,8 @@ class RunRequest:
         rerun: Which failed runs are followed by another; by default none.
         unrepeatable_tools: Names of the tools that may not be called once more by a run that follows.
         max_tool_rounds: The most batches of tool calls, or `None`; one more ends the run.
+        max_failed_tool_rounds: The most batches in a row in which every call failed, or `None`; the run ends
+            with the last of them.
         max_total_tokens: The most tokens, as far as the server tells, or `None`; more end the run.
     """
 
@@ -105,6 +107,7 @@ class RunRequest:
     rerun: RerunPolicy = field(default_factory=lambda: RerunPolicy(codes=frozenset()))
     unrepeatable_tools: frozenset[str] = frozenset()
     max_tool_rounds: int | None = None
+    max_failed_tool_rounds: int | None = 10
     max_total_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +132,7 @@ class RunRequest:
         require_kind("rerun", self.rerun, RerunPolicy)
         require_kind("interrupt_foreign", self.interrupt_foreign, bool)
         _require_count("max_tool_rounds", self.max_tool_rounds, least=0)
+        _require_count("max_failed_tool_rounds", self.max_failed_tool_rounds, least=1)
         _require_count("max_total_tokens", self.max_total_tokens, least=1)
 
 

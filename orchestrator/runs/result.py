@@ -25,7 +25,9 @@ class ToolCallResult:
         name: The tool's name, as the model gave it.
         arguments: The model's arguments, a JSON document as a string; it may be invalid.
         output: What was submitted to the model.
-        error: Why the call failed, or `None`; the model was told, and the run went on.
+        error: Why the call failed, or `None`; the model was told, and the run went on, unless the tool's
+            failures are to end it.
+        attempts: How often the function was executed; 0 when it never was, as for a call that was denied.
         duration_s: Seconds from the dispatch to the outcome.
         run_id: The run that asked for it.
     """
@@ -36,6 +38,7 @@ class ToolCallResult:
     arguments: str = field(repr=False)
     output: str = field(repr=False)
     error: str | None = None
+    attempts: int = 1
     duration_s: float = 0.0
     run_id: str | None = None
 
@@ -94,23 +97,33 @@ class Notice:
     """Something the orchestrator itself has to say in a run's events.
 
     Attributes:
-        event: `tool.started`, `tool.finished`, `run.stalled` (no progress; the run is looked at),
-            `run.gap` (the stream was lost; what it would have shown is fetched later, deltas are gone; or
-            this reader fell behind, and deltas were merged into the objects they build),
-            `run.duplicate` (a create whose outcome was unknown made a second run, which is cancelled, or
-            whether it did is not known),
-            `run.tools_differ` (functions of the assistant have no handler here, or take other arguments),
-            `run.blocked` (another run holds the thread; its end is waited for), `run.rerun` (the run
-            failed or expired; another one follows it) or `run.restarted` (the run's actor failed; a new one
-            took over).
+        event: What it is about:
+            `tool.started`;
+            `tool.approval_asked`: the call waits for `RunHandle.approve()` or `deny()`;
+            `tool.approved`;
+            `tool.progress`: what the tool told `ToolContext.progress()`;
+            `tool.finished`;
+            `run.stalled`: no progress, the run is looked at;
+            `run.gap`: the stream was lost, what it would have shown is fetched later, deltas are gone; or
+            this reader fell behind, and deltas were merged into the objects they build;
+            `run.duplicate`: a create whose outcome was unknown made a second run, which is cancelled, or
+            whether it did is not known;
+            `run.tools_differ`: functions of the assistant have no handler here, or take other arguments;
+            `run.blocked`: another run holds the thread, its end is waited for;
+            `run.rerun`: the run failed or expired, another one follows it;
+            `run.restarted`: the run's actor failed, a new one took over.
         run_id: The run, or `None` before it has an id.
         call_id: The tool call concerned, or `None`.
         name: The tool's name, or `None`.
         detail: A sentence for people, or `None`.
+        fraction: How much of a tool call is done, from 0.0 to 1.0, or `None`.
     """
 
     event: Literal[
         "tool.started",
+        "tool.approval_asked",
+        "tool.approved",
+        "tool.progress",
         "tool.finished",
         "run.stalled",
         "run.gap",
@@ -124,6 +137,7 @@ class Notice:
     call_id: str | None = None
     name: str | None = None
     detail: str | None = None
+    fraction: float | None = None
 
 
 StreamedEvent: TypeAlias = StreamEvent | Notice

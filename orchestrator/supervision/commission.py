@@ -70,6 +70,7 @@ class Commission:
             draining=fleet.draining,
             executor=fleet.executor,
             registry=self.tools.registry,
+            approvals=state.approvals,
             context=self.context,
             contextvars_context=self.variables,
             loop_thread=fleet.loop_thread,

@@ -16,6 +16,7 @@ from orchestrator.errors import OrchestratorClosed
 from orchestrator.runs.inputs import CancelRequested, DetachRequested
 from orchestrator.runtime import refuse_blocking_on_running_loop
 from orchestrator.supervision.supervisor import Forward
+from orchestrator.tools.approval import Decision
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
@@ -120,6 +121,36 @@ class RunHandle:
         result where it ended first.
         """
         self._tell(CancelRequested())
+
+    def approve(self, call_id: str) -> None:
+        """Let a tool call be made that waits for approval; returns at once.
+
+        The `tool.approval_asked` notice among the run's events has its id, and `snapshot().approvals` its
+        arguments. The first decision stands.
+
+        Raises:
+            ValueError: No such call waits; the message names those that do.
+            OrchestratorClosed: The run belongs to the parent of this forked process.
+        """
+        self._refuse_fork()
+        self._state.approvals.decide(call_id, Decision(approved=True))
+
+    def deny(self, call_id: str, reason: str = "") -> None:
+        """Have a tool call that waits for approval answered with a denial; returns at once.
+
+        Args:
+            call_id: As for `approve()`, which see.
+            reason: What the model is told of why.
+
+        Raises:
+            ValueError: No such call waits; the message names those that do.
+            TypeError: `reason` is no string.
+            OrchestratorClosed: The run belongs to the parent of this forked process.
+        """
+        self._refuse_fork()
+        if not isinstance(reason, str):
+            raise TypeError(f"reason must be a str, got {type(reason).__name__}")
+        self._state.approvals.decide(call_id, Decision(approved=False, reason=reason))
 
     def events(self) -> Iterator[StreamedEvent]:
         """Iterate over the run's events from its beginning, across tool rounds and lost streams; blocks.

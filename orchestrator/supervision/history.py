@@ -3,6 +3,8 @@
 Owns which events stay, where snapshots and gaps stand, and what a reader at any position has yet to see. It
 knows nothing of threads, readers and time.
 
+The notices of how far a tool is are kept and dropped as deltas are; nothing stands for them.
+
 A position is a number of events, counted from the run's first one; merging changes no position. Every event
 that is not a delta is kept for ever. Deltas are kept until too many have gathered; then the older half of
 them is dropped, so that a reader that keeps up always finds those it has not come to. In their place stand:
@@ -22,7 +24,7 @@ import itertools
 import sys
 from bisect import bisect_left
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeGuard
 
 import msgspec
 
@@ -103,7 +105,7 @@ class History:
 
     def add(self, event: StreamedEvent) -> None:
         """Add an event; where there are too many deltas now, merge the older half."""
-        size = _size(event) if isinstance(event, MessageDeltaEvent | RunStepDeltaEvent) else 0
+        size = _size(event) if _is_passing(event) else 0
         self._recent.append(Entry(self.count, self.count, event, size))
         self.count += 1
         if isinstance(event, MessageEvent | RunStepEvent):
@@ -202,7 +204,16 @@ def _key(event: MessageEvent | RunStepEvent | DeltaEvent) -> _Key:
     return "message" if isinstance(event, MessageEvent | MessageDeltaEvent) else "step", event.data.id
 
 
-def _size(event: DeltaEvent) -> int:
+def _is_passing(event: StreamedEvent) -> TypeGuard[DeltaEvent | Notice]:
+    """Whether an event tells what a later one tells as well, or better."""
+    if isinstance(event, Notice):
+        return event.event == "tool.progress"
+    return isinstance(event, MessageDeltaEvent | RunStepDeltaEvent)
+
+
+def _size(event: DeltaEvent | Notice) -> int:
+    if isinstance(event, Notice):
+        return max(1, len(event.detail or ""))
     try:
         return len(msgspec.json.encode(event.data))
     except RecursionError:  # nested as deep as could just be decoded: merge it at once

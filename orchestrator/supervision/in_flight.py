@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
 from orchestrator.errors import APIConnectionError, APIResponseError, OrchestratorClosed
 from orchestrator.runs.inputs import (
@@ -22,6 +22,7 @@ from orchestrator.runs.inputs import (
     RunObserved,
     Started,
     ToolFinished,
+    ToolNoticed,
 )
 from orchestrator.runs.record import Phase
 from orchestrator.telemetry import get_logger
@@ -38,7 +39,15 @@ if TYPE_CHECKING:
     from orchestrator.runtime import LoopThread
     from orchestrator.supervision.draining import Draining
     from orchestrator.supervision.gate import Gate, Holder, Ticket
-    from orchestrator.tools import ToolExecution, ToolExecutor, ToolFailure, ToolOutcome, ToolRegistry
+    from orchestrator.tools import (
+        Approvals,
+        ToolExecution,
+        ToolExecutor,
+        ToolFailure,
+        ToolNotice,
+        ToolOutcome,
+        ToolRegistry,
+    )
 
 __all__ = ["InFlight"]
 
@@ -48,6 +57,14 @@ _UNKNOWN_TOOL_REMEDY = (
     "register a function of this name, Orchestrator(tools=[...]) or start(tools=[...]), "
     "or take it off the assistant"
 )
+
+_NOTICES: Final[dict[str, Literal["tool.approval_asked", "tool.approved", "tool.progress"]]] = {
+    "approval_asked": "tool.approval_asked",
+    "approved": "tool.approved",
+    "progress": "tool.progress",
+}
+
+T = TypeVar("T")
 
 Word: TypeAlias = Started | CancelRequested | DetachRequested
 """What somebody has said of the run; it stands for every incarnation, heard by the last one or not."""
@@ -82,6 +99,7 @@ class InFlight:
         draining: Takes the streams over that the run needs no more and that are about to end.
         executor: Runs the tools.
         registry: The tools this run may call.
+        approvals: Where calls are asked about that need approval.
         context: The user's object for `ToolContext.state`.
         contextvars_context: The context variables of the caller of `start()`, seen by tools.
         loop_thread: The actors' loop.
@@ -96,6 +114,7 @@ class InFlight:
         draining: Draining,
         executor: ToolExecutor,
         registry: ToolRegistry,
+        approvals: Approvals,
         context: object,
         contextvars_context: contextvars.Context,
         loop_thread: LoopThread,
@@ -106,6 +125,7 @@ class InFlight:
         self._draining = draining
         self._executor = executor
         self._registry = registry
+        self._approvals = approvals
         self._context = context
         self._contextvars = contextvars_context
         self._loop_thread = loop_thread
@@ -257,10 +277,10 @@ class InFlight:
             self._start_tool(call, effect, run_id=run_id, thread_id=thread_id)
 
     def _start_tool(self, call: ToolCall, effect: StartTools, *, run_id: str, thread_id: str) -> None:
-        def done(outcome: ToolOutcome) -> None:
+        def hear(handle: Callable[[int, T], None], news: T) -> None:
             # From a tool's thread, perhaps after the loop has ended with the last orchestrator.
             try:
-                self._loop_thread.call_soon(self._finish_tool, effect.round, outcome)
+                self._loop_thread.call_soon(handle, effect.round, news)
             except OrchestratorClosed:
                 log.debug("run.tool_outcome_dropped", run_key=self._key, call_id=call.id)
 
@@ -282,8 +302,22 @@ class InFlight:
             state=self._context,
             timeout_s=effect.bound_s,
             contextvars_context=self._contextvars,
-            on_done=done,
+            approvals=self._approvals,
+            on_notice=partial(hear, self._take_notice),
+            on_done=partial(hear, self._finish_tool),
         )
+
+    def _take_notice(self, round_number: int, notice: ToolNotice) -> None:
+        if round_number == self._round and notice.call_id in self._executions:
+            self.report(
+                ToolNoticed(
+                    round=round_number,
+                    call_id=notice.call_id,
+                    notice=_NOTICES[notice.kind],
+                    detail=notice.detail,
+                    fraction=notice.fraction,
+                )
+            )
 
     def _finish_tool(self, round_number: int, outcome: ToolOutcome) -> None:
         if round_number != self._round or self._executions.pop(outcome.call_id, None) is None:
@@ -294,6 +328,8 @@ class InFlight:
             call_id=outcome.call_id,
             output=outcome.output,
             error=None if failure is None else _described(failure),
+            fatal=outcome.fatal,
+            attempts=outcome.attempts,
             duration_s=outcome.duration_s,
         )
         # Kept for the whole round, not until it is taken: an actor's death is no reason to call again.

@@ -22,7 +22,6 @@ from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.state import RunState
 from orchestrator.supervision.supervisor import Admit, FindOrphans, Supervisor
 from orchestrator.telemetry import get_logger
-from orchestrator.tools import ToolExecutor
 from orchestrator.tools.signature import is_async
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.supervision.commission import Commission
     from orchestrator.supervision.gate import ServerLimits
     from orchestrator.supervision.supervisor import RestartPolicy
+    from orchestrator.tools import ToolExecutor
 
 __all__ = ["OnActive", "Roster", "StreamTo", "require_consumer"]
 
@@ -59,7 +59,7 @@ class Roster:
         max_concurrent_runs: The most runs at work at once.
         max_pending: The most runs that wait for their turn.
         restart: How often a run's actor is started again.
-        tool_threads: The most threads for synchronous tools.
+        executor: Runs the tools; closed at the end.
         timing: How patient the runs are.
         limits: How each server is treated.
         log_tool_data: Whether the logs show the arguments and outputs of tool calls.
@@ -72,7 +72,7 @@ class Roster:
         max_concurrent_runs: int,
         max_pending: int,
         restart: RestartPolicy,
-        tool_threads: int,
+        executor: ToolExecutor,
         timing: Timing,
         limits: ServerLimits,
         log_tool_data: bool,
@@ -84,7 +84,7 @@ class Roster:
         self._timing = timing
         self._limits = limits
         self._log_tool_data = log_tool_data
-        self._executor = ToolExecutor(threads=tool_threads)
+        self._executor = executor
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._runs: dict[str, RunHandle] = {}
@@ -107,6 +107,11 @@ class Roster:
             raise OrchestratorClosed(
                 "this Orchestrator belongs to the parent of this forked process: make a new one here"
             )
+
+    @property
+    def stuck_tool_threads(self) -> int:
+        """How many threads are held by tool calls that nobody waits for."""
+        return self._executor.stuck_threads
 
     def run_async_tools_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on asynchronous tools run on this loop.

@@ -194,6 +194,14 @@ class RunScope:
         """
         return [handle.snapshot() for handle in self._roster.handles()]
 
+    @property
+    def stuck_tool_threads(self) -> int:
+        """How many threads are held by synchronous tools whose calls timed out or were cancelled.
+
+        Nothing can stop such a thread but the tool itself, by looking at `ToolContext.cancelled`.
+        """
+        return self._roster.stuck_tool_threads
+
     def cancel_all(self) -> list[RunHandle]:
         """Cancel every run that is not over; returns their handles at once.
 

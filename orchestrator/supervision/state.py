@@ -22,6 +22,7 @@ from orchestrator.supervision.events import EventLog
 from orchestrator.supervision.outcomes import tell_outcome
 from orchestrator.supervision.remedies import explain
 from orchestrator.telemetry import get_logger
+from orchestrator.tools.approval import Approvals
 
 if TYPE_CHECKING:
     from orchestrator.runs.effects import Finish
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.runs.result import RunResult, StreamedEvent
     from orchestrator.supervision.gate import Holder
     from orchestrator.supervision.in_flight import InFlight
+    from orchestrator.tools.approval import ApprovalRequest
     from orchestrator.tools.threads import ThreadPool
 
 __all__ = ["RunSnapshot", "RunState", "Turn"]
@@ -59,6 +61,7 @@ class RunSnapshot:
         round: How many batches of tool calls there were.
         tool_calls: How many tool calls have their outcome.
         open_calls: Ids of the calls that are under way.
+        approvals: Those of them that wait for `RunHandle.approve()` or `deny()`, with their arguments.
         restarts: How often the run's actor was started again.
         attempts: How often the request that it waits for was sent, the one under way included.
         last_request_id: The server's id of the last request that it answered, or `None`.
@@ -77,6 +80,7 @@ class RunSnapshot:
     round: int
     tool_calls: int
     open_calls: tuple[str, ...]
+    approvals: tuple[ApprovalRequest, ...]
     restarts: int
     attempts: int
     last_request_id: str | None
@@ -110,6 +114,7 @@ class RunState:
         server: The base URL of its requests.
         outcome: The outcome, for our own use: its callbacks run on the actors' loop and must be quick.
         events: What the run published.
+        approvals: The calls that wait for somebody's approval.
         restarts: How often the run's actor was started again.
         turn: Whose run it waits for, where another one has its thread; else `None`.
         recovers: What it waits for between two incarnations of its actor; else `None`.
@@ -122,6 +127,7 @@ class RunState:
         self.server = server
         self.outcome: Future[RunResult] = _uncancellable()
         self.events = EventLog()
+        self.approvals = Approvals()
         self.restarts = 0
         self.turn: Turn | None = None
         self.recovers: tuple[WaitsFor, str] | None = None
@@ -262,6 +268,7 @@ class RunState:
             round=record.round,
             tool_calls=len(record.results),
             open_calls=() if lifecycle is None else tuple(call.id for call in lifecycle.open_calls),
+            approvals=self.approvals.pending,
             restarts=self.restarts,
             attempts=0 if lifecycle is None else lifecycle.attempts,
             last_request_id=self.last_request_id,

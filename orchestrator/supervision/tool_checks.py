@@ -10,7 +10,8 @@ The rules:
     request has no urgency at the gate, and is made once.
 2.  Runs whose checks would ask and compare the same share one: it is told in the events of all of them that
     are not over, and logged once.
-3.  What was fetched and compared is remembered for `"once"`; what could not be fetched is not.
+3.  What was fetched and compared is remembered for `"once"`, and so is an assistant that the server will not
+    show on this key, or does not serve; what could not be fetched for another reason is not.
 4.  A run that sends its own tools overrides the assistant's, which is then not asked for. Its functions of
     Python have their handlers; of its wire definitions those are told that have none. That they describe a
     function otherwise than its handler is the caller's wish.
@@ -53,6 +54,9 @@ CheckTools: TypeAlias = Literal["once", "always", "off"]
 
 _KEPT: Final = 1024
 """How many checks are remembered; the one that was of use least lately is forgotten first, and made again."""
+
+_REFUSED: Final = frozenset({401, 403, 404, 405, 501})
+"""Statuses that another attempt would get again."""
 
 _DETAIL_CHARS: Final = 1000
 
@@ -174,13 +178,18 @@ class ToolChecks:
                 error=type(error).__name__,
                 reason=str(error),
             )
+            if isinstance(error, APIStatusError) and error.status in _REFUSED:
+                self._remember(look.subject)
             return
-        self._made[look.subject] = None
-        self._made.move_to_end(look.subject)
-        if len(self._made) > _KEPT:
-            self._made.popitem(last=False)
+        self._remember(look.subject)
         if not found:
             _tell(look, found, self._waiting[look.subject])
+
+    def _remember(self, subject: Hashable) -> None:
+        self._made[subject] = None
+        self._made.move_to_end(subject)
+        if len(self._made) > _KEPT:
+            self._made.popitem(last=False)
 
 
 class _FirstSight:

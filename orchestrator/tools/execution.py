@@ -1,53 +1,63 @@
 """One tool call under way: when it begins, who settles it, and what stops it.
 
-Nothing of the user's runs on the thread that starts or cancels a call, not even validators: arguments are
-parsed and results are encoded where the tool runs. This module knows neither how threads are shared out
-(that is the executor's) nor what an outcome is used for.
+Nothing of the user's runs on the thread that starts, decides or cancels a call, not even validators:
+arguments are parsed, and results encoded, where the tool runs. This module knows neither how threads are
+shared out (that is the executor's) nor what an outcome is used for.
 """
 
 from __future__ import annotations
 
-import threading
+import random
 import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from orchestrator.errors import Retry
 from orchestrator.telemetry import get_logger
-from orchestrator.tools.call import Call, Result, call_async, call_sync, failed
-from orchestrator.tools.outcome import FailureKind, ToolFailure, ToolOutcome, error_output, shortened
+from orchestrator.tools.approval import ApprovalRequest, Decision, decision_of
+from orchestrator.tools.call import Result, call_async, call_sync, failed, is_for_program, refused
+from orchestrator.tools.middleware import Bridge, Invocation, Layer, layered
+from orchestrator.tools.outcome import ToolNotice, ToolOutcome
+from orchestrator.tools.settling import Settling
+from orchestrator.tools.signature import is_async
 
 if TYPE_CHECKING:
     import asyncio
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from orchestrator.protocol.objects import FunctionCall
+    from orchestrator.tools.approval import ApprovalHook, Approvals
     from orchestrator.tools.context import ToolContext
-    from orchestrator.tools.deadlines import Deadline, Deadlines
-    from orchestrator.tools.registry import Tool
-    from orchestrator.tools.threads import ThreadPool
+    from orchestrator.tools.declaration import Tool
+    from orchestrator.tools.threads import Job
+    from orchestrator.tools.workplace import Workplace
 
 __all__ = ["ToolExecution"]
 
-_NAME_LENGTH = 200
+_RETRIES_AFTER_RETRY: Final = 3
+_PAUSE_S: Final = 0.1
+_PAUSE_CAP_S: Final = 5.0
 
 _log = get_logger(__name__)
 
 
-class ToolExecution:
+class ToolExecution(Settling):
     """One call under way; made by `ToolExecutor.start`. Its owner calls nothing but `cancel`.
 
-    It is *settled* once, by whoever comes first: the tool itself, its deadline, or `cancel`. What the tool
-    does after that is discarded. It is *running* while the tool has a thread or a task.
+    A call goes through stages, each on a thread or on the loop: its arguments are parsed, approval is asked
+    for where it is needed, a place among the calls of its tool is waited for, and the function is executed,
+    again where it raises and may be run again.
 
     Args:
         function: What the model asked for.
         context: The call, with its deadline so far; what a tool may see of it.
-        contextvars_context: The variables that the tool sees; entered once.
-        deadlines: Bounds the call, and calls back when no thread of a tool's is there to do it.
-        max_output_bytes: The longest output, in bytes of UTF-8.
+        contextvars_context: The variables that the tool sees; entered by one stage at a time.
+        workplace: Where it runs.
+        approvals: Where it is asked for approval.
+        on_notice: Told what the call has to say before it is over.
         on_done: Told the outcome, once.
         on_over: Told when the outcome is delivered and the tool runs no more; once or twice.
     """
@@ -58,215 +68,304 @@ class ToolExecution:
         context: ToolContext,
         *,
         contextvars_context: contextvars.Context,
-        deadlines: Deadlines,
-        max_output_bytes: int,
+        workplace: Workplace,
+        approvals: Approvals,
+        on_notice: Callable[[ToolNotice], None],
         on_done: Callable[[ToolOutcome], None],
         on_over: Callable[[ToolExecution], None],
     ) -> None:
+        super().__init__(context, deadlines=workplace.deadlines, on_notice=on_notice, on_done=on_done)
         self._function = function
-        self._context = context
         self._contextvars = contextvars_context
-        self._deadlines = deadlines
-        self._max_output_bytes = max_output_bytes
-        self._on_done = on_done
+        self._workplace = workplace
+        self._approvals = approvals
         self._on_over = on_over
-        self._lock = threading.Lock()  # guards settled, running and the timer
-        self._settled = self._running = self._delivered = False
-        self._started = time.monotonic()
-        self._began: float | None = None
-        self._timer: Deadline | None = None
+        self._executing = self._has_place = False
+        self._plan: _Plan | None = None
+        self._arguments: Mapping[str, object] = {}
+        self._job: Job | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._log = _log.bind(
-            tool=shortened(context.tool, _NAME_LENGTH),
-            call_id=context.call_id,
+
+    def begin(self, tool: Tool[..., Any]) -> None:
+        """Take up the first stage. The timeout of what runs on a loop, which may be busy, counts from now."""
+        self._on_error = tool.options.on_error
+        middleware, bridge = self._workplace.middleware, None
+        if middleware or tool.options.executor is not None:
+            bridge = Bridge(self._workplace.pool, self._workplace.loop)
+        self._plan = _Plan(tool, layered(tool, middleware, bridge), bridge)
+        is_async = self._plan.layer.is_async
+        deadline = self._deadline
+        if is_async and not tool.options.approval and tool.options.max_concurrency is None:
+            deadline = min(deadline, self._started + tool.options.timeout_s)
+        self._bound(deadline)
+        self._hand_over(self._prepare, is_async=is_async)
+
+    def _hand_over(self, stage: Callable[[], None], *, is_async: bool) -> None:
+        """Have a stage run where functions of its kind do; what keeps it from that settles the call."""
+        try:
+            if is_async:
+                self._loop = loop = self._workplace.loop()
+                loop.call_soon_threadsafe(stage)
+            else:
+                self._job = self._workplace.pool.submit(stage)
+        except (RuntimeError, OSError) as error:  # the loop is closed, or the system refuses a thread
+            self._settle_later(failed(error, self._workplace.max_output_bytes))
+            return
+        if self._settled and self._job is not None:
+            self._job.abandon()  # whoever settled it may have come too early to see the job
+
+    def _enter(self) -> bool:
+        """Say that code of the user's runs from here on, unless nobody waits for it any more."""
+        with self._lock:
+            self._running = not self._settled
+            return self._running
+
+    def _prepare(self) -> None:
+        if not self._enter():
+            return
+        assert self._plan is not None
+        try:
+            asks = self._contextvars.run(self._parse, self._plan.tool)
+        except BaseException as error:  # validators and predicates are the user's
+            self._end(failed(error, self._workplace.max_output_bytes))
+            if is_for_program(error):
+                raise
+            return
+        if asks:
+            self._ask()
+        else:
+            self._proceed(here=True)
+
+    def _parse(self, tool: Tool[..., Any]) -> bool:
+        """Parse the arguments; say whether the call needs approval."""
+        from orchestrator.tools.arguments import parsed
+
+        self._arguments = parsed(tool.described, self._function.arguments)
+        approval = tool.options.approval
+        return approval if isinstance(approval, bool) else bool(approval(self._arguments))
+
+    def _ask(self) -> None:
+        """Ask the hook, where there is one, else whoever reads the run's events."""
+        context = self._context
+        request = ApprovalRequest(
             run_id=context.run_id,
             thread_id=context.thread_id,
+            call_id=context.call_id,
+            tool=context.tool,
+            arguments=self._arguments,
+            state=context.state,
         )
+        hook = self._workplace.approve
+        if hook is None:
+            self._await_decision(request)
+        else:
+            self._hand_over(partial(self._consult, hook, request), is_async=is_async(hook))
 
-    @property
-    def name(self) -> str:
-        """The tool's name, as the model wrote it."""
-        return self._context.tool
-
-    @property
-    def running(self) -> bool:
-        """Whether the tool has a thread or a task right now."""
-        return self._running
-
-    @property
-    def stuck(self) -> bool:
-        """Whether a thread is held by a call that nobody waits for."""
-        return self._running and self._settled and self._loop is None
-
-    @property
-    def over(self) -> bool:
-        """Whether the outcome is delivered and the tool runs no more."""
-        return self._delivered and not self._running
-
-    def cancel(self) -> None:
-        """Stop the call and settle it as `cancelled`, unless it is settled. Never waits; repeatable.
-
-        From any thread. A waiting call never begins; an asynchronous tool's task is cancelled; a synchronous
-        one sees `context.cancelled`. The outcome is delivered from another thread.
-        """
-        self.refuse("cancelled", "the call was cancelled")
-
-    def refuse(self, kind: FailureKind, message: str) -> None:
-        """Settle without a result of the tool's; delivered from the deadlines' thread."""
-        self._settle_later(Result(error_output(kind, message), ToolFailure(kind=kind, message=message)))
-
-    def fail(self, error: Exception) -> None:
-        """Settle with an error that kept the tool from being run; delivered from the deadlines' thread."""
-        self._settle_later(failed(error, self._max_output_bytes))
-
-    def run_in_pool(self, pool: ThreadPool, tool: Tool[..., Any]) -> None:
-        """Queue a synchronous tool. Its own timeout counts from the moment a thread takes it up.
-
-        Raises:
-            RuntimeError: The system refuses to start the first thread.
-        """
-        self._set_timer(self._context.deadline)
-        pool.submit(partial(self._run_on_thread, tool))
-
-    def run_on_loop(self, loop: asyncio.AbstractEventLoop, tool: Tool[..., Any]) -> None:
-        """Have a loop run an asynchronous tool. The loop may be busy, so its timeout counts from now.
-
-        Raises:
-            RuntimeError: The loop is closed.
-        """
-        self._loop = loop
-        self._set_timer(self._context.deadline)
-        loop.call_soon_threadsafe(self._launch, loop, tool)
-
-    def _run_on_thread(self, tool: Tool[..., Any]) -> None:
-        if self._begin(time.monotonic() + tool.timeout_s):
-            self._end(self._contextvars.run(call_sync, self._call(tool)))
-
-    def _launch(self, loop: asyncio.AbstractEventLoop, tool: Tool[..., Any]) -> None:
-        if self._begin(self._context.deadline):
-            name = f"orchestrator-tool-{tool.name}"
-            self._task = loop.create_task(self._run_as_task(tool), name=name, context=self._contextvars)
-
-    async def _run_as_task(self, tool: Tool[..., Any]) -> None:
+    def _consult(self, hook: ApprovalHook, request: ApprovalRequest) -> None:
+        if not self._enter():
+            return
+        if is_async(hook):
+            self._create_task(self._consult_async(hook, request))
+            return
         try:
-            result = await call_async(self._call(tool))
-        except KeyboardInterrupt as error:
-            self._end(failed(error, self._max_output_bytes))
-            raise
-        self._end(result)
+            decision = decision_of(self._contextvars.run(hook, request))
+        except BaseException as error:  # noqa: BLE001 - the hook is the user's; what it does not allow is not done
+            self._end(failed(error, self._workplace.max_output_bytes))
+        else:
+            self._take(decision, request)
 
-    def _call(self, tool: Tool[..., Any]) -> Call:
-        return Call(
-            tool=tool,
-            arguments=self._function.arguments,
-            context=self._context,
-            max_output_bytes=self._max_output_bytes,
-        )
+    async def _consult_async(self, hook: ApprovalHook, request: ApprovalRequest) -> None:
+        try:
+            decision = decision_of(await cast("Awaitable[object]", hook(request)))
+        except BaseException as error:  # likewise
+            self._end(failed(error, self._workplace.max_output_bytes))
+            if is_for_program(error):
+                raise
+        else:
+            self._task = None
+            self._take(decision, request)
 
-    def _begin(self, deadline: float) -> bool:
-        """Say that the tool runs from here on, unless nobody waits for it any more."""
+    def _take(self, decision: Decision | None, request: ApprovalRequest) -> None:
+        if decision is None:
+            self._await_decision(request)
+        elif not self._decide(decision):
+            self._leave()
+
+    def _await_decision(self, request: ApprovalRequest) -> None:
+        with self._lock:
+            self._running = False
+            waits = self._awaits_approval = not self._settled
+            if waits:
+                self._approvals.ask(request, self._decide)
+        if waits:
+            self._say(ToolNotice(call_id=self._context.call_id, kind="approval_asked"))
+        else:
+            self._check_over()
+
+    def _decide(self, decision: Decision) -> bool:
+        """Go on as somebody decided; false when the call is settled by now. From any thread."""
+        if not decision.approved:
+            self._running = False
+            reason = f"the call was denied: {decision.reason}" if decision.reason else "the call was denied"
+            return self._settle_later(refused("denied", reason))
         with self._lock:
             if self._settled:
                 return False
-            self._running = True
-            self._began = time.monotonic()
-        if deadline < self._context.deadline:
-            self._context = replace(self._context, deadline=deadline)
-            self._set_timer(deadline)
-        self._log.debug("tool.started")
+            self._running = False
+            asked, self._awaits_approval = self._awaits_approval, False
+        if asked:
+            self._say(ToolNotice(call_id=self._context.call_id, kind="approved"))
+        self._proceed(here=False)
         return True
+
+    def _proceed(self, *, here: bool) -> None:
+        """Execute the function as soon as its tool has a place for it; on this thread, if it may be here."""
+        assert self._plan is not None
+        if self._workplace.limits.enter(self._plan.tool, self._placed):
+            self._placed(here=here)
+        else:
+            self._leave()
+
+    def _placed(self, *, here: bool = False) -> None:
+        assert self._plan is not None
+        with self._lock:
+            self._has_place = not self._settled
+        if not self._has_place:
+            self._workplace.limits.leave(self._plan.tool)
+            self._leave()
+        elif here:
+            self._execute()
+        else:
+            if self._plan.layer.is_async:
+                self._bound(time.monotonic() + self._plan.tool.options.timeout_s)
+            self._hand_over(self._execute, is_async=self._plan.layer.is_async)
+
+    def _execute(self) -> None:
+        assert self._plan is not None
+        tool, layer, _ = self._plan
+        with self._lock:
+            self._running = self._executing = not self._settled
+        if not self._executing:
+            self._check_over()  # whoever settled it has given the place back
+            return
+        self._attempts += 1
+        self._began = self._began or time.monotonic()
+        # The timeout counts from the first execution, however many follow.
+        self._bound(self._began + tool.options.timeout_s)
+        context = replace(
+            self._context, attempt=self._attempts, deadline=self._deadline, report=self._report_progress
+        )
+        invocation = Invocation(tool=tool, arguments=self._arguments, context=context)
+        self._log.debug("tool.started", attempt=self._attempts)
+        if layer.is_async:
+            self._create_task(self._execute_async(layer, invocation))
+        else:
+            result = self._contextvars.run(call_sync, layer, invocation, self._workplace.max_output_bytes)
+            self._end(result)
+
+    def _leave(self) -> None:
+        """Say that nothing of the user's runs for now."""
+        self._running = False
+        self._check_over()
+
+    async def _execute_async(self, layer: Layer, invocation: Invocation) -> None:
+        try:
+            result = await call_async(layer, invocation, self._workplace.max_output_bytes)
+        except KeyboardInterrupt as error:
+            self._end(failed(error, self._workplace.max_output_bytes))
+            raise
+        self._end(result)
+
+    def _create_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        name = f"orchestrator-tool-{self.name}"
+        self._task = self._loop.create_task(coroutine, name=name, context=self._contextvars)
 
     def _end(self, result: Result) -> None:
         """Say that the tool has returned its thread, or is about to end its task."""
         self._task = None
-        self._running = False
-        if self._claim():
+        with self._lock:
+            self._running = self._executing = False
+        self._give_place_back()
+        pause_s = self._pause_before_another(result)
+        if pause_s is not None:
+            origin = None if result.failure is None else result.failure.origin
+            self._log.info("tool.retried", attempt=self._attempts, exception=origin, pause_s=pause_s)
+            self._deadlines.at(time.monotonic() + pause_s, partial(self._proceed, here=False))
+        elif self._claim():
             self._deliver(result)
         else:
             self._log.debug("tool.returned_late", duration_s=self._duration_s())
-            self._on_over(self)
+            self._check_over()
 
-    def _set_timer(self, deadline: float) -> None:
-        with self._lock:
-            if self._timer is not None:
-                self._deadlines.cancel(self._timer)
-            if not self._settled:
-                self._timer = self._deadlines.at(deadline, self._expire)
-
-    def _expire(self) -> None:
-        if self._claim():
-            self._interrupt()
-            message = self._lateness()
-            self._deliver(
-                Result(error_output("timeout", message), ToolFailure(kind="timeout", message=message))
-            )
+    def _pause_before_another(self, result: Result) -> float | None:
+        """Seconds until the function is executed again, or `None` where it is not."""
+        if not result.repeatable or self._settled:
+            return None
+        assert self._plan is not None
+        retries, error = self._plan.tool.options.retries, result.error
+        if retries is None:
+            retries = _RETRIES_AFTER_RETRY if isinstance(error, Retry) else 0
+        if self._attempts > retries:
+            return None
+        pause = random.uniform(0.5, 1.0) * min(_PAUSE_CAP_S, _PAUSE_S * 2.0 ** (self._attempts - 1))  # noqa: S311 - jitter
+        if isinstance(error, Retry) and error.after_s is not None:
+            pause = max(0.0, error.after_s)
+        return pause if time.monotonic() + pause < self._deadline else None
 
     def _lateness(self) -> str:
         since = self._started if self._began is None else self._began
-        within = f"within {round(max(0.0, self._context.deadline - since), 2):g} seconds"
+        within = f"within {round(max(0.0, self._deadline - since), 2):g} seconds"
+        if self._awaits_approval:
+            return f"the call needs approval, and nobody approved it {within}"
         if self._began is not None:
             return f"no result {within}"
-        if self._context.deadline <= since:
+        if self._deadline <= since:
             return "not begun: no time was left for it"
-        busy = "every thread was busy" if self._loop is None else "the event loop was busy"
-        return f"not begun {within}: {busy}"
+        return f"not begun {within}: {self._obstacle()}"
 
-    def _settle_later(self, result: Result) -> None:
-        if self._claim():
-            self._interrupt()
-            self._deadlines.soon(partial(self._deliver, result))
-
-    def _claim(self) -> bool:
-        """Settle the call; False when somebody else has."""
-        with self._lock:
-            if self._settled:
-                return False
-            self._settled = True
-            if self._timer is not None:
-                self._deadlines.cancel(self._timer)
-            return True
+    def _obstacle(self) -> str:
+        most = None if self._plan is None else self._plan.tool.options.max_concurrency
+        if most is not None and not self._has_place:
+            return f"no more than {most} calls of this tool run at once"
+        return "every thread was busy" if self._loop is None else "the event loop was busy"
 
     def _interrupt(self) -> None:
         self._context.stop.set()
+        self._approvals.withdraw(self._context.call_id)
+        if self._plan is not None:
+            if self._plan.bridge is not None:
+                self._plan.bridge.interrupt()
+            self._workplace.limits.withdraw(self._plan.tool, self._placed)
+        if self._job is not None:
+            self._job.abandon()
+        if not self._executing:
+            self._give_place_back()
         if self._loop is not None:
             with suppress(RuntimeError):  # a closed loop runs nothing any more
                 self._loop.call_soon_threadsafe(self._cancel_task)
+
+    def _give_place_back(self) -> None:
+        with self._lock:
+            had, self._has_place = self._has_place, False
+        if had and self._plan is not None:
+            self._workplace.limits.leave(self._plan.tool)
 
     def _cancel_task(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    def _deliver(self, result: Result) -> None:
-        outcome = ToolOutcome(
-            call_id=self._context.call_id,
-            name=self.name,
-            output=result.output,
-            error=result.failure,
-            duration_s=self._duration_s(),
-        )
-        try:
-            self._report(outcome)
-        finally:  # whatever the application's log handlers do, somebody waits for the outcome
-            self._tell(outcome)
+    def _stuck_threads(self) -> int:
+        return self._workplace.pool.stuck
 
-    def _tell(self, outcome: ToolOutcome) -> None:
-        try:
-            self._on_done(outcome)
-        except Exception:  # noqa: BLE001 - a lost outcome must not take down a thread that serves all calls
-            self._log.exception("tool.outcome_lost")
-        self._delivered = True
+    def _check_over(self) -> None:
         self._on_over(self)
 
-    def _report(self, outcome: ToolOutcome) -> None:
-        duration_s = round(outcome.duration_s, 6)
-        if outcome.error is None:
-            self._log.debug("tool.finished", duration_s=duration_s)
-        elif outcome.error.kind == "cancelled":
-            self._log.debug("tool.cancelled", duration_s=duration_s)
-        else:
-            kind, origin = outcome.error.kind, outcome.error.origin
-            self._log.warning("tool.failed", kind=kind, exception=origin, duration_s=duration_s)
 
-    def _duration_s(self) -> float:
-        return 0.0 if self._began is None else time.monotonic() - self._began
+class _Plan(NamedTuple):
+    """How a call of a known tool runs."""
+
+    tool: Tool[..., Any]
+    layer: Layer
+    bridge: Bridge | None

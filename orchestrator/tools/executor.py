@@ -11,29 +11,38 @@ import contextvars
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.telemetry import get_logger
+from orchestrator.tools.approval import Approvals
 from orchestrator.tools.context import ToolContext
 from orchestrator.tools.deadlines import Deadlines
 from orchestrator.tools.execution import ToolExecution
+from orchestrator.tools.limits import ConcurrencyLimits
 from orchestrator.tools.outcome import unknown_tool
 from orchestrator.tools.threads import ThreadPool, ToolLoop
+from orchestrator.tools.workplace import Workplace
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from orchestrator.protocol.objects import ToolCall
-    from orchestrator.tools.outcome import ToolOutcome
-    from orchestrator.tools.registry import Tool, ToolRegistry
+    from orchestrator.tools.approval import ApprovalHook
+    from orchestrator.tools.middleware import Middleware
+    from orchestrator.tools.outcome import ToolNotice, ToolOutcome
+    from orchestrator.tools.registry import ToolRegistry
 
 __all__ = ["ToolExecutor"]
 
 _JOIN_S = 0.2
 
 _log = get_logger(__name__)
+
+
+def _unheard(notice: ToolNotice) -> None:
+    """Where nobody asks, notices are not kept."""
 
 
 class ToolExecutor:
@@ -44,8 +53,10 @@ class ToolExecutor:
     process alive.
 
     Args:
-        threads: The most threads for synchronous tools. A thread that a timed-out tool still holds counts.
+        threads: The most threads for synchronous tools; see `ThreadPool` for those that get stuck.
         loop: The loop for asynchronous tools; `None` for a thread with a loop of its own.
+        middleware: What stands around every call, the outermost first.
+        approve: Decides of calls that need approval, before anybody is asked.
         max_output_bytes: The longest output sent to a model, in bytes of UTF-8; a longer one is cut.
 
     Attributes:
@@ -57,13 +68,23 @@ class ToolExecutor:
         *,
         threads: int = 32,
         loop: asyncio.AbstractEventLoop | None = None,
+        middleware: Sequence[Middleware] = (),
+        approve: ApprovalHook | None = None,
         max_output_bytes: int = 512 * 1024,
     ) -> None:
         self.loop = loop
-        self._max_output_bytes = max_output_bytes
         self._pool = ThreadPool(threads, "orchestrator-tool")
         self._loop_thread = ToolLoop("orchestrator-tool-loop")
         self._deadlines = Deadlines("orchestrator-tool-deadlines")
+        self._workplace = Workplace(
+            pool=self._pool,
+            loop=lambda: self.loop or self._loop_thread.loop(),
+            deadlines=self._deadlines,
+            limits=ConcurrencyLimits(),
+            middleware=middleware,
+            approve=approve,
+            max_output_bytes=max_output_bytes,
+        )
         self._changed = threading.Condition()
         self._live: set[ToolExecution] = set()
         self._closed = False
@@ -71,8 +92,7 @@ class ToolExecutor:
     @property
     def stuck_threads(self) -> int:
         """How many threads are held by synchronous tools that timed out or were cancelled."""
-        with self._changed:
-            return sum(execution.stuck for execution in self._live)
+        return self._pool.stuck
 
     def start(
         self,
@@ -82,9 +102,10 @@ class ToolExecutor:
         run_id: str,
         thread_id: str,
         on_done: Callable[[ToolOutcome], None],
+        on_notice: Callable[[ToolNotice], None] = _unheard,
+        approvals: Approvals | None = None,
         state: object = None,
         timeout_s: float | None = None,
-        attempt: int = 1,
         contextvars_context: contextvars.Context | None = None,
     ) -> ToolExecution:
         """Start a call. Never waits, and raises nothing for what the model or the tool did.
@@ -96,10 +117,11 @@ class ToolExecutor:
             thread_id: The run's thread.
             on_done: Told the outcome exactly once, a cancelled one included, from any thread but never from
                 within `start` or `cancel`. It must be quick.
+            on_notice: Told what the call has to say before that, likewise.
+            approvals: Where it is asked for approval; without, nobody can approve it.
             state: The user's object for `ToolContext.state`.
             timeout_s: Seconds from now after which the outcome is a timeout, beside the tool's own timeout.
                 A synchronous tool's own one counts from when a thread takes it up.
-            attempt: 1 for the first execution of this call.
             contextvars_context: The variables that the tool sees, copied; by default those of this thread.
 
         Raises:
@@ -107,10 +129,6 @@ class ToolExecutor:
             RuntimeError: The system refuses the thread that keeps the deadlines. Nothing was started.
         """
         self._deadlines.start()
-        tool = registry.get(tool_call.function.name)
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        if tool is not None and tool.is_async:
-            deadline = min(deadline, time.monotonic() + tool.timeout_s)
         execution = ToolExecution(
             tool_call.function,
             ToolContext(
@@ -118,13 +136,13 @@ class ToolExecutor:
                 thread_id=thread_id,
                 call_id=tool_call.id,
                 tool=tool_call.function.name,
-                attempt=attempt,
-                deadline=deadline,
+                deadline=math.inf if timeout_s is None else time.monotonic() + timeout_s,
                 state=state,
             ),
             contextvars_context=_own_copy(contextvars_context),
-            deadlines=self._deadlines,
-            max_output_bytes=self._max_output_bytes,
+            workplace=self._workplace,
+            approvals=Approvals() if approvals is None else approvals,
+            on_notice=on_notice,
             on_done=on_done,
             on_over=self._forget,
         )
@@ -132,10 +150,11 @@ class ToolExecutor:
             if self._closed:
                 raise OrchestratorClosed("the tool executor is closed; make a new orchestrator")
             self._live.add(execution)
+        tool = registry.get(tool_call.function.name)
         if tool is None:
             execution.refuse("unknown_tool", unknown_tool(tool_call.function.name, registry.names))
         else:
-            self._dispatch(execution, tool)
+            execution.begin(tool)
         return execution
 
     def close(self, timeout_s: float = 5.0) -> list[str]:
@@ -167,15 +186,6 @@ class ToolExecutor:
         if left:
             _log.warning("tool.left_running", tools=left)
         return left
-
-    def _dispatch(self, execution: ToolExecution, tool: Tool[..., Any]) -> None:
-        try:
-            if tool.is_async:
-                execution.run_on_loop(self.loop or self._loop_thread.loop(), tool)
-            else:
-                execution.run_in_pool(self._pool, tool)
-        except (RuntimeError, OSError) as error:  # the loop is closed, or the system refuses a thread
-            execution.fail(error)
 
     def _forget(self, execution: ToolExecution) -> None:
         with self._changed:

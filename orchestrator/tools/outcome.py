@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FailureKind",
     "ToolFailure",
+    "ToolNotice",
     "ToolOutcome",
     "error_output",
     "message_of",
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 FailureKind: TypeAlias = Literal[
-    "unknown_tool", "invalid_arguments", "raised", "timeout", "cancelled", "reported"
+    "unknown_tool", "invalid_arguments", "raised", "timeout", "cancelled", "denied", "reported"
 ]
 """Why a call has no result. `reported`: the tool raised `ToolError` to speak to the model itself."""
 
@@ -54,6 +55,8 @@ class ToolOutcome:
         name: The tool's name, as the model wrote it.
         output: What goes to the model: the result, or an error as JSON.
         error: `None` when the tool returned a result that could be sent.
+        fatal: What the tool raised, or a `TimeoutError`, where that is to end the run; else `None`.
+        attempts: How often the function was executed.
         duration_s: Seconds since the tool began; 0.0 when it never did.
     """
 
@@ -61,7 +64,26 @@ class ToolOutcome:
     name: str
     output: str
     error: ToolFailure | None = None
+    fatal: BaseException | None = None
+    attempts: int = 0
     duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolNotice:
+    """What a call has to say before it is over.
+
+    Attributes:
+        call_id: The call.
+        kind: It waits for approval, or was approved, or tells how far it is.
+        detail: A sentence of the tool's for people, or `None`.
+        fraction: How much is done, from 0.0 to 1.0, or `None`.
+    """
+
+    call_id: str
+    kind: Literal["approval_asked", "approved", "progress"]
+    detail: str | None = None
+    fraction: float | None = None
 
 
 def error_output(type_name: str, message: str) -> str:

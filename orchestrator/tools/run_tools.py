@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.tools.registry import Tool, ToolRegistry
+from orchestrator.tools.declaration import Tool
+from orchestrator.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

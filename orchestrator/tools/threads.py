@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from orchestrator.telemetry import get_logger
@@ -19,16 +19,37 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-__all__ = ["ThreadPool", "ToolLoop"]
+__all__ = ["Job", "ThreadPool", "ToolLoop"]
 
 _log = get_logger(__name__)
 
 
+class Job:
+    """Work given to a pool. Made by `ThreadPool.submit`."""
+
+    __slots__ = ("_pool", "abandoned", "function", "running")
+
+    def __init__(self, pool: ThreadPool, function: Callable[[], object]) -> None:
+        self._pool = pool
+        self.function = function
+        self.running = self.abandoned = False
+
+    def abandon(self) -> None:
+        """Say that nobody waits for it any more. Repeatable; too late, this does nothing.
+
+        If it waits, it is never done; if it is being done, its thread counts as stuck until it returns.
+        """
+        self._pool.abandon(self)
+
+
 class ThreadPool:
-    """Runs jobs in at most `limit` threads, in the order in which they came.
+    """Does jobs in at most `limit` threads, in the order in which they came.
+
+    A thread that is stuck in an abandoned job is replaced, but no more than `limit` of them at a time are:
+    what never returns takes a bounded number of threads with it.
 
     Args:
-        limit: The most threads, at least 1. One is added only when no other is idle.
+        limit: The most threads that are not stuck, at least 1. One is added only when no other is idle.
         name: Threads are called `<name>-1`, `<name>-2`, and so on.
     """
 
@@ -37,35 +58,68 @@ class ThreadPool:
             raise ValueError(f"a pool needs at least 1 thread, got {limit}")
         self._limit = limit
         self._name = name
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+        self._jobs: deque[Job] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._made = self._idle = self._stuck = 0
+        self._closing = False
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run a job as soon as a thread is free; what it raises is logged. Never waits.
+    @property
+    def stuck(self) -> int:
+        """How many threads are held by jobs that nobody waits for."""
+        return self._stuck
+
+    def submit(self, function: Callable[[], object]) -> Job:
+        """Do a job as soon as a thread is free; what it raises is logged. Never waits.
 
         Raises:
-            RuntimeError: The system refuses to start the pool's first thread.
+            RuntimeError: The system refuses to start the pool's first thread. The job is not taken.
         """
-        with self._lock:
-            if not self._idle.acquire(blocking=False) and len(self._threads) < self._limit:
-                self._add_thread()
-            self._jobs.put(job)
+        job = Job(self, function)
+        with self._changed:
+            self._jobs.append(job)
+            try:
+                self._serve()
+            except RuntimeError:
+                self._jobs.remove(job)
+                raise
+        return job
+
+    def abandon(self, job: Job) -> None:
+        """See `Job.abandon`."""
+        with self._changed:
+            if job.abandoned:
+                return
+            job.abandoned = True
+            if job.running:
+                self._stuck += 1
+                if self._jobs:
+                    self._serve()
 
     def close(self, timeout_s: float) -> None:
         """End the threads once the queue is empty; wait at most `timeout_s` for them. Repeatable."""
         deadline = time.monotonic() + timeout_s
-        with self._lock:
-            threads = list(self._threads)
-        for _ in threads:
-            self._jobs.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            threads = tuple(self._threads)
         for thread in threads:
             if thread is not threading.current_thread():  # a job may be what closes the pool
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    @property
+    def _allowed(self) -> int:
+        return self._limit + min(self._stuck, self._limit)
+
+    def _serve(self) -> None:
+        """Have a thread take the last job up, a new one if there may be one and none is idle."""
+        if self._idle >= len(self._jobs) or len(self._threads) >= self._allowed:
+            self._changed.notify()
+        else:
+            self._add_thread()
+
     def _add_thread(self) -> None:
-        name = f"{self._name}-{len(self._threads) + 1}"
+        name = f"{self._name}-{self._made + 1}"
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
             thread.start()
@@ -73,16 +127,38 @@ class ThreadPool:
             if not self._threads:
                 raise  # with other threads, the job waits for one of those
         else:
-            self._threads.append(thread)
+            self._made += 1
+            self._threads.add(thread)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._take()) is not None:
             try:
-                job()
+                job.function()
             except BaseException:  # noqa: BLE001 - a user's callback may raise SystemExit; the others need the thread
                 _log.exception("pool.job_failed", thread=threading.current_thread().name)
+            self._give_back(job)
             del job  # else the last one is kept alive while this thread waits
-            self._idle.release()
+
+    def _take(self) -> Job | None:
+        with self._changed:
+            while len(self._threads) <= self._allowed:
+                while self._jobs:
+                    job = self._jobs.popleft()
+                    if not job.abandoned:
+                        job.running = True
+                        return job
+                if self._closing:
+                    break
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def _give_back(self, job: Job) -> None:
+        with self._changed:
+            job.running = False
+            self._stuck -= job.abandoned
 
 
 class ToolLoop:

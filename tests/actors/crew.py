@@ -27,7 +27,7 @@ from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.supervisor import Admit, Forward
-from orchestrator.tools import ToolExecutor
+from orchestrator.tools import Approvals, ToolExecutor
 from orchestrator.tools.threads import ThreadPool
 
 if TYPE_CHECKING:
@@ -185,6 +185,7 @@ class Crew:
             gate=self._gate,
             draining=self._draining,
             executor=self._executor,
+            approvals=Approvals(),
             registry=self._registry,
             context=None,
             contextvars_context=contextvars.copy_context(),

@@ -34,7 +34,7 @@ from orchestrator.runtime import acquire
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gate, Gates
 from orchestrator.supervision.in_flight import InFlight
-from orchestrator.tools import ToolExecutor
+from orchestrator.tools import Approvals, ToolExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -301,6 +301,7 @@ class Streaming:
             gate=Gates(ServerLimits(), loop_thread).of(account()),
             draining=self.draining,
             executor=self.executor,
+            approvals=Approvals(),
             registry=ToolRegistry([]),
             context=None,
             contextvars_context=contextvars.copy_context(),

@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 import pytest
-from stage import PATIENCE_S, Stage
+from stage import PATIENCE_S, Stage, wait_until
 
-from orchestrator import ToolContext, tool
-from orchestrator.errors import ToolError
+from orchestrator import Invocation, Notice, ToolContext, tool
+from orchestrator.errors import BudgetExceeded, ToolError
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -247,3 +247,63 @@ def test_cancel_stops_the_tools_and_a_waiting_one_never_begins(stage: Stage) -> 
         assert run.result(PATIENCE_S).status == "cancelled"
         assert stopped.wait(PATIENCE_S)
     assert words == ["a"]
+
+
+def test_what_a_tool_says_of_its_progress_is_among_the_runs_events(stage: Stage) -> None:
+    @tool(name="fetch")
+    def fetch_slowly(context: ToolContext) -> str:
+        context.progress("halfway", 0.5)
+        return "it"
+
+    with stage.orchestrator(tools=[fetch_slowly], check_tools="off") as orchestrator:
+        run = orchestrator.start(stage.assistant, messages="fetch")
+        notices = [event for event in run.events() if isinstance(event, Notice)]
+    assert [notice.event for notice in notices] == ["tool.started", "tool.progress", "tool.finished"]
+    said = notices[1]
+    assert (said.name, said.detail, said.fraction) == ("fetch", "halfway", 0.5)
+    assert said.call_id == notices[0].call_id
+    assert said.run_id == run.run_id
+
+
+def test_a_run_whose_tools_fail_again_and_again_is_cancelled(stage: Stage) -> None:
+    def fail(word: str = "") -> None:
+        raise ValueError("no")
+
+    tools = [tool(name=name)(fail) for name in ("fetch", "other")]
+    with stage.orchestrator(tools=tools) as orchestrator:
+        patient = orchestrator.start(stage.assistant, messages="twice", max_failed_tool_rounds=3)
+        run = orchestrator.start(stage.assistant, messages="twice", max_failed_tool_rounds=2)
+        with pytest.raises(BudgetExceeded, match="max_failed_tool_rounds") as caught:
+            run.result(PATIENCE_S)
+        assert patient.result(PATIENCE_S).status == "completed"
+    assert (caught.value.run_id, caught.value.status) == (run.run_id, "cancelled")
+    assert stage.run(run.thread_id, run.run_id).status == "cancelled"
+
+
+def test_threads_that_tools_hold_are_counted_where_operators_look(stage: Stage) -> None:
+    free = threading.Event()
+
+    @tool(name="fetch", timeout_s=0.02)
+    def hang() -> None:
+        assert free.wait(PATIENCE_S)
+
+    with stage.orchestrator(tools=[hang]) as orchestrator:
+        assert orchestrator.stuck_tool_threads == 0
+        result = orchestrator.start(stage.assistant, messages="fetch").result(PATIENCE_S)
+        assert (result.tool_calls[0].error or "").startswith("timeout: no result within 0.02 seconds")
+        assert orchestrator.stuck_tool_threads == 1
+        free.set()
+        wait_until(lambda: orchestrator.stuck_tool_threads == 0)
+
+
+def test_middleware_stands_around_the_tools_of_all_runs(stage: Stage) -> None:
+    around: list[str] = []
+
+    async def note(invocation: Invocation, call_next: Any) -> Any:
+        around.append(invocation.context.run_id)
+        return f"[{await call_next(invocation)}]"
+
+    with stage.orchestrator(tools=[fetch], middleware=[note]) as orchestrator:
+        runs = [orchestrator.start(stage.assistant, messages="fetch") for _ in range(3)]
+        assert {run.result(PATIENCE_S).text for run in runs} == {"got [ours]"}
+    assert sorted(around) == sorted(run.run_id or "" for run in runs)

@@ -31,7 +31,7 @@ from orchestrator.runtime import acquire
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.in_flight import InFlight
-from orchestrator.tools import ToolExecutor
+from orchestrator.tools import Approvals, ToolExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,6 +68,7 @@ class Home:
             gate=Gates(ServerLimits(), self.thread).of(Account(server="http://nowhere", digest="")),
             draining=Draining(self.thread),
             executor=self.executor,
+            approvals=Approvals(),
             registry=ToolRegistry([self.fetch]),
             context=None,
             contextvars_context=contextvars.copy_context(),

@@ -293,6 +293,19 @@ def test_a_check_that_fails_is_silent_harms_no_run_and_is_made_again_with_the_ne
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"404 Not Found", b"405 Method Not Allowed"])
+def test_a_server_that_refuses_to_show_an_assistant_is_not_asked_by_every_run(
+    stage: Stage, assistant: str, middleman: Between, status: bytes
+) -> None:
+    refusal = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
+    middleman.meets = lambda _, path: refusal if "/assistants/" in path else None
+    with stage.orchestrator(base_url=middleman.base_url, tools=[quick]) as orchestrator:
+        for _ in range(3):
+            assert orchestrator.start(assistant, messages="fetch").result(PATIENCE_S).text == "got it"
+            wait_until_checked(orchestrator)
+    assert sum("/assistants/" in one for one in middleman.seen) == 1
+
+
 @pytest.mark.parametrize("ends", ["leaving", "cancel", "detach"])
 def test_neither_a_run_nor_a_close_waits_for_a_check_and_no_task_stays_behind(
     stage: Stage, assistant: str, middleman: Between, ends: str

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from calls import PATIENCE_S, Calls, called, tool_threads, wait_until
 
 from orchestrator.errors import OrchestratorClosed, ToolError
 from orchestrator.protocol.objects import FunctionCall, ToolCall
@@ -25,70 +26,14 @@ from orchestrator.tools.threads import ThreadPool
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from orchestrator.tools import ToolExecution
-
-PATIENCE_S = 10.0
-"""How long a test waits for what must come; never reached when all is well."""
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
-class Calls:
-    """Starts calls and hands out their outcomes in the order in which they come."""
-
-    def __init__(self, executor: ToolExecutor) -> None:
-        self.executor = executor
-        self.outcomes: SimpleQueue[ToolOutcome] = SimpleQueue()
-        self.started = 0
-
-    def start(
-        self, function: Callable[..., Any] | None, arguments: Any = None, **options: Any
-    ) -> ToolExecution:
-        registry = ToolRegistry([] if function is None else [function])
-        name = registry.names[0] if function is not None else "unknown"
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {})
-        self.started += 1
-        starting = threading.get_ident()
-        inside = True
-
-        def on_done(outcome: ToolOutcome) -> None:
-            assert not (inside and threading.get_ident() == starting), "told from within start()"
-            self.outcomes.put(outcome)
-
-        options = {"run_id": "run_1", "thread_id": "thread_1"} | options
-        call = ToolCall(id=f"call_{self.started}", function=FunctionCall(name=name, arguments=text))
-        execution = self.executor.start(call, registry, on_done=on_done, **options)
-        inside = False
-        return execution
-
-    def next(self) -> ToolOutcome:
-        return self.outcomes.get(timeout=PATIENCE_S)
-
-    def run(self, function: Callable[..., Any] | None, arguments: Any = None, **options: Any) -> ToolOutcome:
-        self.start(function, arguments, **options)
-        return self.next()
-
-
-def tool_threads() -> set[str]:
-    return {t.name for t in threading.enumerate() if t.name.startswith("orchestrator-tool")}
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Wait for a state that nothing announces; its end is asserted, not its duration."""
-    end = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        threading.Event().wait(0.001)
-
-
 @pytest.fixture
 def calls() -> Iterator[Calls]:
-    executor = ToolExecutor(threads=4)
-    made = Calls(executor)
-    yield made
-    assert executor.close(timeout_s=PATIENCE_S) == []
-    assert made.outcomes.empty(), "an outcome too many"
-    assert tool_threads() == set()
+    with called() as made:
+        yield made
 
 
 def double(number: int) -> dict[str, int]:
@@ -155,7 +100,7 @@ def test_synchronous_tools_run_side_by_side_and_never_more_than_there_are_thread
 def test_an_idle_thread_is_used_again_before_another_is_made(calls: Calls) -> None:
     for _ in range(5):
         calls.run(double, {"number": 1})
-        wait_until(lambda: calls.executor._pool._idle._value == 1)  # the outcome is told just before
+        wait_until(lambda: calls.executor._pool._idle == 1)  # the outcome is told just before
     assert [t for t in tool_threads() if t.endswith(tuple("123456789"))] == ["orchestrator-tool-1"]
 
 
@@ -505,11 +450,11 @@ def test_the_context_tells_the_call_and_the_nearer_deadline(calls: Calls, asynch
     function = look_async if asynchronous else look
     state = object()
     for own_s, bound_s in ((50.0, 20.0), (20.0, 50.0), (20.0, None)):
-        calls.run(tool(timeout_s=own_s)(function), timeout_s=bound_s, state=state, attempt=2)
+        calls.run(tool(timeout_s=own_s)(function), timeout_s=bound_s, state=state)
     assert calls.run(tool(timeout_s=math.inf)(function)).error is None
     for context in seen[:3]:
         assert 15 < context.remaining_s <= 20
-        assert (context.run_id, context.thread_id, context.attempt) == ("run_1", "thread_1", 2)
+        assert (context.run_id, context.thread_id, context.attempt) == ("run_1", "thread_1", 1)
         assert context.tool == function.__name__
         assert context.state is state
         assert not context.cancelled
@@ -800,7 +745,6 @@ def test_logs_tell_the_call_and_its_time_but_neither_arguments_nor_results(
         "tool.started",
         "asked",
         "tool.failed",
-        "tool.started",
         "tool.failed",
     ]
     for record in records:

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.protocol.events import MessageEvent, RunStepEvent
+from orchestrator.runs.result import Notice
 from orchestrator.supervision.history import History, in_order
 
 if TYPE_CHECKING:
@@ -272,3 +273,25 @@ def test_merging_holds_the_writer_up_for_less_than_ten_milliseconds() -> None:
     assert len(durations) == (20_000 - 500) // 501
     # The median, since a collection of the test's own garbage may fall into any one.
     assert sorted(durations)[len(durations) // 2] < 0.010
+
+
+def progress(number: int) -> Notice:
+    return Notice(event="tool.progress", run_id=RUN, call_id="call_1", detail=f"at {number}")
+
+
+def test_old_words_of_progress_are_dropped_and_a_gap_says_so() -> None:
+    kept = history(notice(0), *(progress(number) for number in range(100)), notice(1))
+    told = [event.detail if isinstance(event, Notice) else "" for event in seen(kept) if not is_gap(event)]
+    assert told[-2] == "at 99"
+    assert len(told) <= 6
+    assert shown(kept).count("gap") == 1
+    assert entries(kept) <= 7
+
+
+def test_a_reader_that_keeps_up_sees_every_word_of_progress() -> None:
+    kept, position, told = history(), 0, []
+    for number in range(100):
+        kept.add(progress(number))
+        told += [event.detail for event in seen(kept, position) if isinstance(event, Notice)]
+        position = kept.count
+    assert told == [f"at {number}" for number in range(100)]

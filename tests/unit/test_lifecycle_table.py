@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import random
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import pytest
@@ -38,6 +38,11 @@ RUNS = (
     msgspec.structs.replace(run("in_progress"), usage=Usage(total_tokens=501)),
 )
 COSTLY = msgspec.structs.replace(step("step_1"), usage=Usage(total_tokens=501))
+NOTICES: tuple[Literal["tool.approval_asked", "tool.approved", "tool.progress"], ...] = (
+    "tool.approval_asked",
+    "tool.approved",
+    "tool.progress",
+)
 EVENTS = (
     message_event("msg_1", "hello"),
     RunStepEvent(event="thread.run.step.completed", data=COSTLY, run_id=RUN),
@@ -70,13 +75,14 @@ ASKED = st.fixed_dictionaries(
         "rerun": st.sampled_from((RerunPolicy(attempts=1), RerunPolicy(base_s=0.0), RerunPolicy())),
         "unrepeatable_tools": st.sampled_from((frozenset(), frozenset({"get_weather"}))),
         "max_tool_rounds": st.sampled_from((None, 0, 1)),
+        "max_failed_tool_rounds": st.sampled_from((None, 1, 2)),
         "max_total_tokens": st.sampled_from((None, 500)),
     }
 )
 REACHED = (
     *("admitted", "adopted", "create", "reconcile", "watch", "act"),
     *("doubt", "submit", "cancel", "collect", "stray"),
-    *("blocked", "gap", "rerun"),
+    *("blocked", "gap", "failed gap", "rerun"),
 )
 
 
@@ -119,6 +125,10 @@ class Teller(Story):
                 self.watch()
                 self.end_stream()
                 self.answer(run("requires_action", *CALLS))
+            case "failed gap":
+                self.reach("gap")
+                for asked in CALLS:
+                    self.tell(_tool_finished(1, asked.id, 7))
             case "rerun":
                 self.create()
                 self.show(msgspec.structs.replace(run("failed"), last_error=LastError(code="server_error")))
@@ -181,6 +191,10 @@ class Teller(Story):
         match effect:
             case fx.Record(record=record):
                 self.kept = record
+                assert (
+                    record.awaiting
+                    <= {asked.id for asked in record.calls} - record.results_of(record.round).keys()
+                ), "a call that is answered waits for approval"
                 self.recorded |= {(result.round, result.call_id) for result in record.results}
             case fx.SetTimer():
                 assert 0 <= effect.delay_s < math.inf
@@ -216,8 +230,12 @@ class Teller(Story):
         return self.report(kind, self.number(which), other)
 
     def wish(self, kind: int, which: int, other: int) -> told.Input:
+        if kind == 9 and which % 2:
+            return told.ToolNoticed(
+                round=other % 4, call_id=f"call_{which % 3 + 1}", notice=NOTICES[other % len(NOTICES)]
+            )
         if kind == 9:
-            return told.ToolFinished(round=other % 4, call_id=f"call_{which % 3 + 1}", output="ok")
+            return _tool_finished(other % 4, f"call_{which % 3 + 1}", other)
         if kind == 10 and which < 16:
             wishes = (told.CancelRequested(), told.DetachRequested(), told.Started(), told.Resumed())
             return wishes[which % 4]
@@ -265,7 +283,11 @@ class Teller(Story):
             return told.Started()
         if self.machine.open_calls:
             asked = self.machine.open_calls[which % len(self.machine.open_calls)]
-            return told.ToolFinished(round=self.machine.record.round, call_id=asked.id, output="ok")
+            if which > 28:
+                return told.ToolNoticed(
+                    round=self.machine.record.round, call_id=asked.id, notice=NOTICES[other % len(NOTICES)]
+                )
+            return _tool_finished(self.machine.record.round, asked.id, other)
         unanswered = [number for number in self.issued if number not in self.answered]
         if not unanswered:
             return self.fired(which) if which % 3 else _event(self.number(17), RUNS[other % len(RUNS)])
@@ -316,6 +338,12 @@ def _outcomes(effect: fx.RequestEffect) -> tuple[type[told.Input], ...]:
             return (told.RunObserved, told.RequestFailed, told.StreamEnded)
         case _:
             return (told.RunObserved, told.RequestFailed)
+
+
+def _tool_finished(round_: int, call_id: str, other: int) -> told.ToolFinished:
+    fatal = ValueError("boom") if other % 16 == 3 else None
+    error = "raised: ValueError: boom" if other % 4 == 3 else None
+    return told.ToolFinished(round=round_, call_id=call_id, output="ok", error=error, fatal=fatal)
 
 
 def _event(number: int, seen: Run) -> told.RunObserved:
@@ -370,6 +398,7 @@ def test_every_input_is_told_in_every_phase_and_every_way_of_the_table_is_gone()
             "thread_id": chance.choice((None, "thread_1")),
             "on_stall": chance.choice(("report", "cancel")),
             "rerun": RerunPolicy(attempts=chance.randint(1, 2)),
+            "max_failed_tool_rounds": chance.choice((None, 1)),
             "max_total_tokens": chance.choice((None, None, 500)),
         }
         steps = [(chance.randint(0, 15), chance.randint(0, 31), chance.randint(0, 31)) for _ in range(12)]

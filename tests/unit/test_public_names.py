@@ -33,14 +33,17 @@ def test_the_public_names_are_exactly_the_namespace() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert set(orchestrator.__all__) == {
+        "ApprovalRequest",
         "BreakerPolicy",
         "Completed",
         "Failed",
+        "Invocation",
         "Notice",
         "Orchestrator",
         "OrchestratorError",
         "RerunPolicy",
         "RestartPolicy",
+        "Retry",
         "RunHandle",
         "RunResult",
         "RunSnapshot",

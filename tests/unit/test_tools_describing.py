@@ -9,10 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, assert_type
 
 import pytest
+from binding import bind
 from pydantic import AfterValidator, BaseModel, Field
 
 from orchestrator.tools import Tool, ToolContext, ToolRegistry, tool
-from orchestrator.tools.arguments import InvalidArguments, bind
+from orchestrator.tools.arguments import InvalidArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,7 +92,7 @@ def test_a_tool_stays_the_function_it_was_for_callers_and_type_checkers() -> Non
     assert_type(double(2, times=3), float)
     assert double(2, times=3) == 12.0
     assert (getattr(double, "__name__", None), double.__doc__) == ("double", "Double it.")
-    assert (double.timeout_s, double.idempotent, double.strict, double.is_async) == (
+    assert (double.options.timeout_s, double.options.idempotent, double.options.strict, double.is_async) == (
         60.0,
         False,
         False,

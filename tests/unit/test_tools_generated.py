@@ -9,13 +9,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from binding import bind
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from tool_signatures import CONTEXT, ROWS, Period, taking
 
 from orchestrator.tools import Tool, tool
-from orchestrator.tools.arguments import InvalidArguments, bind
+from orchestrator.tools.arguments import InvalidArguments
 
 FORMATS: dict[str, st.SearchStrategy[Any]] = {
     "date": st.dates().map(dt.date.isoformat),

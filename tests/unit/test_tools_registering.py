@@ -7,12 +7,13 @@ import json
 from typing import Annotated, Any, Literal
 
 import pytest
+from binding import bind
 from pydantic import BaseModel, Field
 from tool_signatures import CONTEXT, ROWS, Address, Colour, Node, Numbers, Period, taking
 
 from orchestrator.protocol.objects import Assistant
 from orchestrator.tools import RunTools, SchemaDifference, Tool, ToolCheck, ToolContext, ToolRegistry, tool
-from orchestrator.tools.arguments import InvalidArguments, bind
+from orchestrator.tools.arguments import InvalidArguments
 from orchestrator.tools.outcome import unknown_tool
 
 
@@ -56,7 +57,7 @@ def test_an_object_stands_for_its_methods_that_are_tools() -> None:
     assert ask is not None
     assert book("Oslo") == "North: Oslo"
     assert list(book.parameters["properties"]) == ["city"]
-    assert (ask.timeout_s, ask.is_async) == (5, True)
+    assert (ask.options.timeout_s, ask.is_async) == (5, True)
 
 
 def test_a_subclass_adds_tools_and_takes_them_back() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import jsonschema
 import pytest
+from binding import bind
 from pydantic import BaseModel, Field
 from tool_signatures import (
     ADDRESS,
@@ -26,7 +27,6 @@ from tool_signatures import (
 )
 
 from orchestrator.tools import ToolContext, ToolRegistry, tool
-from orchestrator.tools.arguments import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import jsonschema
 import pytest
+from binding import bind
 from pydantic import BaseModel, Field
 from strict_rules import violations
 from tool_signatures import CONTEXT, NOTHING, ROWS, Node, Period, Row, taking
 
 from orchestrator.tools import ToolRegistry, tool
-from orchestrator.tools.arguments import bind
 
 
 def strict(row: Row) -> Any:

@@ -28,12 +28,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import annotated_types
+from binding import bind
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic.dataclasses import dataclass as validated_dataclass
 from typing_extensions import TypedDict
 
 from orchestrator.tools import ToolContext, tool
-from orchestrator.tools.arguments import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
