@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OUTPUTS = {
+    "approval.py": (
+        r'\{"order": "A1", "paid": 5\}\n'
+        r'\{"order": "B2", "paid": 40\}\n'
+        r'\{"error": \{"type": "denied", "message": "the call was denied: ask again with the receipt"\}\}\n'
+        r'\{"error": \{"type": "denied", "message": "the call was denied: we never pay that much"\}\}\n'
+    ),
     "client.py": (
         r"(\[queued\]\n)+\[in_progress\]\n\[requires_action\]\n"
         r"\[queued\]\n\[in_progress\]\n"
@@ -40,6 +46,16 @@ OUTPUTS = {
         r"first is watching and waits for the server\n"
         r"first: cancelled\n"
         r"second: completed Rome has 25\.3 °C on average in July\.\n"
+    ),
+    "tools.py": (
+        r"counting coffee, counting tea\n"
+        r'stock: \{"item": "tea", "count": 3\} \(second attempt\)\n'
+        r'stock: \{"item": "coffee", "count": 8\}\n'
+        r'price: \{"item": "tea", "price": "4\.20"\}\n'
+        r'price: \{"item": "coffee", "price": "7\.90"\}\n'
+        r"tea for 4\.20 and coffee for 7\.90\.\n"
+        r"the run is cancelled: ConnectionError\('the bank does not answer for visa'\)\n"
+        r"\{('(stock|price|charge)': [123](, )?){3}\}\n"
     ),
     "typed_arguments.py": (
         r"book: nights maximum: .*; nights minimum: .*; "
