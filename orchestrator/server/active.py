@@ -104,7 +104,7 @@ class ActiveRun:
     def prompt(self) -> Prompt:
         """Return what the model is asked with next."""
         run = self.run
-        return Prompt(
+        prompt = Prompt(
             model=run["model"],
             instructions=run["instructions"],
             turns=self._turns,
@@ -116,6 +116,7 @@ class ActiveRun:
             temperature=run["temperature"],
             top_p=run["top_p"],
         )
+        return self._meter.fit(prompt)
 
     def announce(self) -> None:
         """Store the run and say that it was created and is queued."""

@@ -23,6 +23,7 @@ from orchestrator.server.engine import Engine
 from orchestrator.server.execution import Execution
 from orchestrator.server.http import Backend
 from orchestrator.server.refusal import RefusalError
+from orchestrator.server.repetition import Repetitions
 from orchestrator.server.routes import all_routes
 from orchestrator.server.rules import RuleModel
 from orchestrator.server.security import Gate
@@ -38,12 +39,18 @@ if TYPE_CHECKING:
 
     from orchestrator.server.models import Model
 
-__all__ = ["PREFIX", "create_app"]
+__all__ = ["HEADER_LIMIT", "PREFIX", "create_app"]
 
 _log = get_logger(__name__)
 
 PREFIX: Final = "/v1"
 """Where the protocol's paths begin."""
+
+_AZURE_PREFIXES: Final = ("/openai/v1", "/openai", "/api/projects/{project}")
+"""Where they begin too: below Azure OpenAI's path, and below any Foundry project's. All is one name space."""
+
+HEADER_LIMIT: Final = 32 * 1024
+"""The most bytes of a request's headers, less than what uvicorn cuts off without a word of ours."""
 
 _POLL_AFTER_MS: Final = "200"
 """What pollers of a run are told to wait: short, because rules answer fast and the store is local."""
@@ -77,20 +84,26 @@ def create_app(
         store = Store(db)
         await asyncio.to_thread(store.open)
         execution = Execution(store=store, model=model or RuleModel(), clock=clock)
-        engine = Engine(store=store, execution=execution, run_ttl_s=run_ttl_s, clock=clock)
+        repetitions = Repetitions(store)
+        engine = Engine(
+            store=store, execution=execution, repetitions=repetitions, run_ttl_s=run_ttl_s, clock=clock
+        )
         try:
             await engine.start()
-            app.state.backend = Backend(store=store, engine=engine, execution=execution, clock=clock)
+            app.state.backend = Backend(
+                store=store, engine=engine, execution=execution, repetitions=repetitions, clock=clock
+            )
             yield
             await execution.stop()
         finally:
             # On the loop, which nobody needs any more: what the engine saved last is handed over here.
             store.close()
 
+    operations = Router(all_routes(), redirect_slashes=False)
     app = Starlette(
         routes=[
             Route("/healthz", _healthz, methods=["GET"]),
-            Mount(PREFIX, app=Router(all_routes(), redirect_slashes=False)),
+            *(Mount(prefix, app=operations) for prefix in (PREFIX, *_AZURE_PREFIXES)),
         ],
         middleware=[Middleware(_Door, gate=Gate(api_keys), observe=observe)],
         exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
@@ -142,8 +155,10 @@ class _Door:
         if self._observe is not None:
             self._observe(scope["method"], scope["path"])
         try:
-            if scope["path"] != "/healthz":
+            # Mounted elsewhere, the path begins with where that is.
+            if scope["path"].removeprefix(scope.get("root_path", "")) != "/healthz":
                 scope.setdefault("state", {})["scope"] = self._gate.admit(Headers(scope=scope))
+            _check_head(scope)
             await self._app(scope, receive, exchange.send)
         except RefusalError as refused:
             await exchange.refuse(refused, scope, receive)
@@ -161,6 +176,15 @@ class _Door:
             ms=round(1000 * (time.perf_counter() - began), 1),
             request_id=exchange.request_id,
         )
+
+
+def _check_head(scope: Scope) -> None:
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if size > HEADER_LIMIT:
+        raise RefusalError(431, f"The request's headers are larger than {HEADER_LIMIT} bytes.")
+    # No id holds one, and not every database can be asked for it.
+    if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+        raise RefusalError(400, "The URL holds a NUL character.")
 
 
 class _Exchange:

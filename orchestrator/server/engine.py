@@ -1,4 +1,4 @@
-"""Decides what may happen to runs: which may start, which outputs are accepted, what a repetition means.
+"""Decides what may happen to runs: which may start, which outputs are accepted, what a repeated create gets.
 
 Owns the operations on runs, up to the point where they are accepted and on disk. What then works on them is
 `orchestrator.server.execution`'s business; how they are asked for and answered, that of the routes.
@@ -9,11 +9,8 @@ one thread, cancel against submit) are decided one by one. Locks live in memory:
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from orchestrator.server import objects, refusal
 from orchestrator.server.execution import server_error
@@ -21,24 +18,17 @@ from orchestrator.server.sse import DONE, Subscription, encode
 from orchestrator.server.store import find, listed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.active import ActiveRun
     from orchestrator.server.execution import Execution
+    from orchestrator.server.repetition import Repeat, Repetitions
     from orchestrator.server.store import Store
 
-__all__ = ["Engine", "Repeat", "Started"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeat:
-    """An `Idempotency-Key`: what it is stored under, and a digest of the request it stands for."""
-
-    key: str
-    digest: str
+__all__ = ["Engine", "Started"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +50,7 @@ class Engine:
     Args:
         store: Where everything is kept; opened.
         execution: What works on the runs that are accepted here.
+        repetitions: What idempotency keys stand for.
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
     """
@@ -69,14 +60,15 @@ class Engine:
         *,
         store: Store,
         execution: Execution,
+        repetitions: Repetitions,
         run_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._execution = execution
+        self._repetitions = repetitions
         self._run_ttl_s = run_ttl_s
         self._clock = clock
-        self._repeats: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def start(self) -> None:
         """Take up the runs that the file holds as active.
@@ -106,11 +98,13 @@ class Engine:
             repeat: The request's idempotency key; a run it made before is returned instead.
 
         Raises:
-            RefusalError: The thread is held by another run; thread or assistant do not exist.
+            RefusalError: The thread is held by another run; thread or assistant do not exist; the choice of
+                a tool that the run does not have.
         """
-        async with self._one_at_a_time(repeat):
-            made = await self._made_before(repeat, stream=stream)
-            return made or await self._create_run(thread_id, fields, messages, stream=stream, repeat=repeat)
+        async with self._repetitions.alone(repeat) as made:
+            if made is not None:
+                return await self._again(made, stream=stream)
+            return await self._create_run(thread_id, fields, messages, stream=stream, repeat=repeat)
 
     async def create_thread_and_run(
         self,
@@ -122,11 +116,10 @@ class Engine:
         repeat: Repeat | None = None,
     ) -> Started:
         """Store a new thread and start a run on it; as `create_run`."""
-        async with self._one_at_a_time(repeat):
-            made = await self._made_before(repeat, stream=stream)
-            return made or await self._create_thread_and_run(
-                thread, fields, messages, stream=stream, repeat=repeat
-            )
+        async with self._repetitions.alone(repeat) as made:
+            if made is not None:
+                return await self._again(made, stream=stream)
+            return await self._create_thread_and_run(thread, fields, messages, stream=stream, repeat=repeat)
 
     async def submit(
         self, thread_id: str, run_id: str, outputs: Sequence[tuple[str, str]], *, stream: bool
@@ -214,10 +207,10 @@ class Engine:
             assistant, earlier = await self._store.perform(
                 lambda connection: _look(connection, thread_id, fields["assistant_id"])
             )
+            run = self._new_run(run_id, thread_id, assistant, fields)
         except BaseException:
             self._execution.unlock(thread_id)
             raise
-        run = self._new_run(run_id, thread_id, assistant, fields)
         return await self._launch(run, [*earlier, *messages], messages, stream=stream, repeat=repeat)
 
     async def _create_thread_and_run(
@@ -232,9 +225,8 @@ class Engine:
         assistant = await self._store.get("assistants", fields["assistant_id"])
         if assistant is None:
             raise refusal.not_found("assistant", fields["assistant_id"])
-        run_id = self._lock(thread["id"])
+        run = self._new_run(objects.mint("run"), thread["id"], assistant, fields)
         self._store.save("threads", thread)
-        run = self._new_run(run_id, thread["id"], assistant, fields)
         return await self._launch(run, messages, messages, stream=stream, repeat=repeat, thread=thread)
 
     async def _expect(
@@ -256,7 +248,7 @@ class Engine:
 
     def _new_run(self, run_id: str, thread_id: str, assistant: JSON, fields: JSON) -> JSON:
         now = self._clock()
-        return objects.run(
+        run = objects.run(
             run_id=run_id,
             created_at=int(now),
             expires_at=int(now + self._run_ttl_s),
@@ -264,6 +256,8 @@ class Engine:
             assistant=assistant,
             fields=fields,
         )
+        _check_choice(run)
+        return run
 
     async def _launch(
         self,
@@ -277,10 +271,7 @@ class Engine:
     ) -> Started:
         for message in new_messages:
             self._store.save("messages", message)
-        if repeat is not None:
-            self._store.remember(
-                repeat.key, digest=repeat.digest, run_id=run["id"], thread_id=run["thread_id"]
-            )
+        self._repetitions.note(repeat, run["id"], thread_id=run["thread_id"])
         active = self._execution.register(run, context, self._run_ttl_s)
         subscription = _subscribe(active) if stream else None
         if subscription is not None and thread is not None:
@@ -295,27 +286,11 @@ class Engine:
         await self._store.settle()
         return Started(run=run, stream=subscription)
 
-    @asynccontextmanager
-    async def _one_at_a_time(self, repeat: Repeat | None) -> AsyncIterator[None]:
-        """Let a repetition wait until the request it repeats was decided."""
-        if repeat is None:
-            yield
-            return
-        lock = self._repeats.setdefault(repeat.key, asyncio.Lock())
-        async with lock:
-            yield
-
-    async def _made_before(self, repeat: Repeat | None, *, stream: bool) -> Started | None:
-        """Return what an idempotency key made, if it made anything.
+    async def _again(self, run_id: str, *, stream: bool) -> Started:
+        """Return what an idempotency key made.
 
         A stream that is asked for again begins with the run as it is now and follows the leg under way.
         """
-        known = None if repeat is None else await self._store.remembered(repeat.key)
-        if repeat is None or known is None:
-            return None
-        digest, run_id = known
-        if digest != repeat.digest:
-            raise refusal.invalid("This Idempotency-Key was used before with another request.")
         run = await self._store.get("runs", run_id)
         if run is None:
             raise refusal.not_found("run", run_id)
@@ -357,6 +332,14 @@ def _look(connection: Connection, thread_id: str, assistant_id: str) -> tuple[JS
     if assistant is None:
         raise refusal.not_found("assistant", assistant_id)
     return assistant, listed(connection, "messages", thread_id=thread_id)
+
+
+def _check_choice(run: JSON) -> None:
+    choice = run["tool_choice"]
+    if isinstance(choice, dict):
+        name = choice["function"]["name"]
+        if name not in [tool["function"]["name"] for tool in run["tools"]]:
+            raise refusal.invalid(f"Invalid 'tool_choice': this run has no function '{name}'.", "tool_choice")
 
 
 def _subscribe(active: ActiveRun) -> Subscription:

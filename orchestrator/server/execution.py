@@ -77,10 +77,10 @@ class Execution:
             ttl_s: Seconds until it expires.
         """
         turns = tuple(Turn(role=message["role"], content=message["content"]) for message in messages)
-        newest = run["truncation_strategy"].get("last_messages")
-        active = ActiveRun(
-            run, turns=turns[-newest:] if newest else turns, save=self._store.save, clock=self._clock
-        )
+        strategy = run["truncation_strategy"]
+        if strategy["type"] == "last_messages":
+            turns = turns[-strategy["last_messages"] :]
+        active = ActiveRun(run, turns=turns, save=self._store.save, clock=self._clock)
         self._active[run["id"]] = active
         self._locks[run["thread_id"]] = run["id"]
         timer = asyncio.get_running_loop().call_later(max(0.0, ttl_s), self._expire, active)

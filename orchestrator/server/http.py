@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from orchestrator.server import requests
 from orchestrator.server.refusal import RefusalError, invalid, missing_beta, not_found
+from orchestrator.server.repetition import repeat_of
 from orchestrator.server.store import UnknownCursorError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.engine import Engine
     from orchestrator.server.execution import Execution
+    from orchestrator.server.repetition import Repeat, Repetitions
     from orchestrator.server.schema import Kind
     from orchestrator.server.sse import Subscription
     from orchestrator.server.store import Store
@@ -36,14 +38,20 @@ __all__ = [
     "EventStream",
     "answer",
     "backend",
+    "check_beta",
+    "check_include",
     "found",
     "paged",
     "read",
     "read_bytes",
+    "repeat",
 ]
 
 BODY_LIMIT: Final = 8 * 1024 * 1024
 """The most bytes of a request's body."""
+
+_INCLUDABLE: Final = "step_details.tool_calls[*].file_search.results[*].content"
+"""What `include[]` may name. It has nothing to add here: there is no file search."""
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -56,12 +64,14 @@ class Backend:
         store: Where objects are kept.
         engine: What decides on runs.
         execution: What works on them, and knows which threads they lock.
+        repetitions: What idempotency keys stand for.
         clock: Unix seconds.
     """
 
     store: Store
     engine: Engine
     execution: Execution
+    repetitions: Repetitions
     clock: Callable[[], float] = time.time
 
     def now(self) -> int:
@@ -102,13 +112,35 @@ async def read(request: Request, kind: type[B]) -> B:
 
 
 def check_beta(request: Request) -> None:
-    """See that the caller asks for this protocol.
+    """See that the caller asks for this protocol: by the beta header or, as Azure's do, by `api-version`.
 
     Raises:
         RefusalError: 400, code `invalid_beta`.
     """
+    if "api-version" in request.query_params:
+        return
     if "assistants=v2" not in ",".join(request.headers.getlist("openai-beta")).replace(" ", "").split(","):
         raise missing_beta()
+
+
+def check_include(request: Request) -> None:
+    """See that `include[]` names what can be included.
+
+    Raises:
+        RefusalError: 400.
+    """
+    for name in request.query_params.getlist("include[]"):
+        if name != _INCLUDABLE:
+            raise invalid(f"Invalid value for 'include[]': expected '{_INCLUDABLE}'.", "include[]")
+
+
+def repeat(request: Request, body: msgspec.Struct) -> Repeat | None:
+    """Read the request's `Idempotency-Key`, if it has one."""
+    key = request.headers.get("idempotency-key")
+    if not key:
+        return None
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return repeat_of(key, scope=request.state.scope, path=path, fields=requests.given(body))
 
 
 def answer(payload: JSON) -> Response:

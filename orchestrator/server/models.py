@@ -54,6 +54,10 @@ class Turn:
         """The text parts, joined."""
         return "".join(part["text"]["value"] for part in self.content if part["type"] == "text")
 
+    def tokens(self) -> int:
+        """Estimate the tokens of the text."""
+        return tokens_in(len(self.text))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -102,7 +106,7 @@ class Prompt:
 
     def tokens(self) -> int:
         """Estimate the tokens of the whole prompt."""
-        said = sum(tokens_in(len(turn.text)) for turn in self.turns)
+        said = sum(turn.tokens() for turn in self.turns)
         calls = (call for finished in self.rounds for call in finished.calls)
         called = sum(tokens_in(len(call.arguments) + len(call.output)) for call in calls)
         return tokens_in(len(self.instructions)) + said + called

@@ -5,6 +5,7 @@ Owns the arithmetic on a run's `usage` and its two limits. Knows nothing of even
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.server import objects
@@ -12,7 +13,7 @@ from orchestrator.server.models import CHARS_PER_TOKEN, tokens_in
 
 if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
-    from orchestrator.server.models import Finish
+    from orchestrator.server.models import Finish, Prompt
 
 __all__ = ["Meter", "TokenLimitError"]
 
@@ -52,6 +53,24 @@ class Meter:
         if limit is not None and self._spent("prompt_tokens") + prompt_tokens > limit:
             raise TokenLimitError("max_prompt_tokens")
         self._prompt_tokens = prompt_tokens
+
+    def fit(self, prompt: Prompt) -> Prompt:
+        """Drop messages from the middle until the prompt fits what is left of `max_prompt_tokens`.
+
+        That is what the truncation strategy `auto` promises. The first message and the last stay, so that a
+        prompt may be too long all the same.
+        """
+        limit = self._run["max_prompt_tokens"]
+        if limit is None or self._run["truncation_strategy"]["type"] != "auto":
+            return prompt
+        excess = self._spent("prompt_tokens") + prompt.tokens() - limit
+        dropped = 0
+        for turn in prompt.turns[1:-1]:
+            if excess <= 0:
+                break
+            excess -= turn.tokens()
+            dropped += 1
+        return replace(prompt, turns=prompt.turns[:1] + prompt.turns[1 + dropped :])
 
     def take(self, text: str) -> str:
         """Count a piece as said; return as much of it as `max_completion_tokens` allows."""

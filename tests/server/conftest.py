@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from orchestrator.server import app
 from orchestrator.testing import running_server
+from server.conformance import Conformance
 from server.speaker import Speaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from starlette.applications import Starlette
 
 SCRIPT = r"""
 rules:
@@ -62,7 +66,32 @@ rules:
 """.replace("LONG", "words " * 400)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def complaints() -> Iterator[list[str]]:
+    """What any server in this process said that the specification does not allow."""
+    found: list[str] = []
+    create = app.create_app
+
+    def create_watched(**options: Any) -> Starlette:
+        made = create(**options)
+        made.add_middleware(Conformance, complaints=found)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "create_app", create_watched)
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _conforming(complaints: list[str]) -> Iterator[None]:
+    """Every answer and every event of every test fits the specification."""
+    yield
+    said = complaints.copy()
+    complaints.clear()
+    assert not said
+
+
+@pytest.fixture(scope="package")
 def speaker() -> Iterator[Speaker]:
     """A client of a server with the rules above; shared, so a test makes its own threads."""
     with running_server(SCRIPT) as server:

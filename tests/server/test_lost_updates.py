@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from orchestrator.server.app import create_app
+from orchestrator.server import app as application
 from orchestrator.server.rules import RuleModel
 from orchestrator.server.script import build, parse
 from server.conftest import SCRIPT
@@ -82,7 +82,7 @@ class Caller:
 
 @asynccontextmanager
 async def calling(db: Path) -> AsyncIterator[Caller]:
-    app = create_app(db=db, model=RuleModel(build(parse(SCRIPT, "script"))))
+    app = application.create_app(db=db, model=RuleModel(build(parse(SCRIPT, "script"))))
     transport = httpx.ASGITransport(app)
     headers = {"openai-beta": "assistants=v2"}
     async with (
