@@ -111,7 +111,7 @@ class Execution:
         error = RefusalError(503, "The server is shutting down.", type="server_error")
         for active in self._active.values():
             for stream in active.subscriptions:
-                stream.send(encode("error", error.detail()))
+                stream.send(encode("error", error.event()))
                 stream.end()
 
     async def stop(self) -> None:
