@@ -179,6 +179,22 @@ class _ImageUrlPart(_Body, tag_field="type", tag="image_url"):
     image_url: _ImageUrl
 
 
+class _CodeResources(_Body):
+    file_ids: list[str] = []
+
+
+class _SearchResources(_Body):
+    vector_store_ids: list[str] = []
+    vector_stores: list[JSON] = []
+
+
+class _Resources(_Body):
+    """Lists that say which files and stores; only empty ones can be served."""
+
+    code_interpreter: _CodeResources = msgspec.field(default_factory=_CodeResources)
+    file_search: _SearchResources = msgspec.field(default_factory=_SearchResources)
+
+
 class _Truncation(_Body):
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Meta(ge=1)] | None = None
@@ -285,7 +301,12 @@ def _check_hosted(tool: JSON, where: str) -> None:
 
 
 def _check_resources(resources: JSON, where: str) -> None:
-    if any(resources.values()):
+    wanted = _convert(resources, _Resources, where)
+    if (
+        wanted.code_interpreter.file_ids
+        or wanted.file_search.vector_store_ids
+        or wanted.file_search.vector_stores
+    ):
         raise invalid(
             f"'{where}' belongs to code_interpreter and file_search, which this server does not support.",
             where,

@@ -81,6 +81,20 @@ def check(payload: Any, pointer: str) -> None:
     assert not errors, (errors, payload)
 
 
+def body_schema(template: str) -> dict[str, Any]:
+    """Return the schema of the body that is posted to a path of the specification."""
+    content = document()["paths"][template]["post"]["requestBody"]["content"]
+    schema: dict[str, Any] = document()["components"]["schemas"][
+        content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    ]
+    return schema
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Say whether a value fits a schema of the specification."""
+    return bool(Draft202012Validator({**schema, "components": document()["components"]}).is_valid(value))
+
+
 def check_event(name: str, data: str) -> Any:
     """Check an event as it stands on the wire; return its payload."""
     if name == "done":
