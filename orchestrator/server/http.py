@@ -41,6 +41,7 @@ __all__ = [
     "check_beta",
     "check_include",
     "found",
+    "made_before",
     "paged",
     "read",
     "read_bytes",
@@ -146,6 +147,15 @@ def repeat(request: Request, body: msgspec.Struct) -> Repeat | None:
 def answer(payload: JSON) -> Response:
     """Answer 200 with an object."""
     return Response(msgspec.json.encode(payload), media_type="application/json")
+
+
+async def made_before(request: Request, kind: Kind, noun: str, object_id: str) -> Response:
+    """Answer a repeated create with what the first one made, as it is now.
+
+    Raises:
+        RefusalError: 404: it was deleted.
+    """
+    return answer(found(await backend(request).store.get(kind, object_id), noun, object_id))
 
 
 def found(body: JSON | None, noun: str, object_id: str, **belongs_to: str) -> JSON:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.server.schema import TABLES
 from orchestrator.testing import running_server
 from server.conformance import body_schema, fits
 from server.conftest import SCRIPT
@@ -101,12 +102,10 @@ def _speaking(db: Path) -> Iterator[Speaker]:
 
 
 def _rows(db: Path) -> list[Any]:
+    """Everything that clients have put there."""
     connection = sqlite3.connect(db)
     try:
-        tables = [
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        ]
-        return [(name, sorted(connection.execute(f"SELECT * FROM {name}"))) for name in sorted(tables)]
+        return [sorted(connection.execute(f"SELECT * FROM {table}")) for table in (*TABLES, "idempotency")]
     finally:
         connection.close()
 

@@ -188,3 +188,19 @@ def test_what_is_deleted_while_it_is_modified_stays_deleted(tmp_path: Path, kind
             assert (await caller.send("GET", path)).status_code == 404
 
     asyncio.run(main())
+
+
+def test_a_message_to_a_thread_that_is_deleted_meanwhile_is_refused_and_not_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with calling(tmp_path / "runs.sqlite") as caller:
+            thread_id = (await caller.ok("POST", "/threads", {}))["id"]
+            store = caller.backend.store
+            # It is found, and gone before the message is written.
+            answer, deleted = await caller.in_one_batch(
+                caller.send("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "late"}),
+                store.delete("threads", thread_id),
+            )
+            assert (answer.status_code, deleted) == (404, True)
+            assert await store.all("messages", thread_id=thread_id) == []
+
+    asyncio.run(main())

@@ -41,7 +41,7 @@ async def _create(request: Request) -> Response:
     repeat = http.repeat(request, body)
     async with backend.repetitions.alone(repeat) as made:
         if made is not None:
-            return http.answer(http.found(await backend.store.get("assistants", made), "assistant", made))
+            return await http.made_before(request, "assistants", "assistant", made)
         assistant = objects.assistant(created_at=backend.now(), fields=_fields(body))
         backend.store.save("assistants", assistant)
         backend.repetitions.note(repeat, assistant["id"])

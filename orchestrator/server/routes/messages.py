@@ -64,7 +64,7 @@ async def _create(request: Request) -> Response:
     repeat = http.repeat(request, body)
     async with backend.repetitions.alone(repeat) as made:
         if made is not None:
-            return http.answer(_belonging(request, await backend.store.get("messages", made)))
+            return await http.made_before(request, "messages", "message", made)
         # From here to the save nothing is awaited, so the thread cannot be locked in between.
         _check_unlocked(request, thread_id, "add messages to")
         message = new_message(body, thread_id=thread_id, now=backend.now())

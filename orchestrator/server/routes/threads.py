@@ -47,7 +47,7 @@ async def _create(request: Request) -> Response:
     repeat = http.repeat(request, body)
     async with backend.repetitions.alone(repeat) as made:
         if made is not None:
-            return http.answer(http.found(await backend.store.get("threads", made), "thread", made))
+            return await http.made_before(request, "threads", "thread", made)
         thread, messages = new_thread(body, now=backend.now())
         backend.store.save("threads", thread)
         for message in messages:
