@@ -115,6 +115,7 @@ class ActiveRun:
             response_format=run["response_format"],
             temperature=run["temperature"],
             top_p=run["top_p"],
+            reasoning_effort=run.get("reasoning_effort"),
         )
         return self._meter.fit(prompt)
 

@@ -91,6 +91,7 @@ class Prompt:
         response_format: As the run has it.
         temperature: As the run has it.
         top_p: As the run has it.
+        reasoning_effort: As the run has it, or `None`.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Prompt:
     response_format: str | JSON | None
     temperature: float | None
     top_p: float | None
+    reasoning_effort: str | None = None
 
     def tokens(self) -> int:
         """Estimate the tokens of the whole prompt."""

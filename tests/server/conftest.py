@@ -59,11 +59,30 @@ rules:
     match: 'invalid'
     steps:
       - call: {tool: get_weather, arguments_raw: '{"city": '}
+  - name: stalling in a call
+    match: 'stall'
+    piece_s: 600
+    steps:
+      - call: {tool: get_weather, arguments: {city: 'Oslo, and then'}}
+  - name: wordy call
+    match: 'wordy'
+    steps:
+      - call: {tool: get_weather, arguments: {city: 'WORDS'}}
+  - name: text before a call
+    match: 'look it up'
+    steps:
+      - say: 'I look it up.'
+      - call: {tool: get_weather, arguments: {city: Oslo}}
+      - say: 'It is {get_weather}.'
+  - name: failing at once
+    match: 'crash'
+    steps:
+      - fail: {message: 'it crashed'}
   - name: hello
     match: 'hello'
     steps:
       - say: 'Hello, how are you today, dear reader of streams?'
-""".replace("LONG", "words " * 400)
+""".replace("LONG", "words " * 400).replace("WORDS", "words " * 400)
 
 
 @pytest.fixture(scope="package", autouse=True)
