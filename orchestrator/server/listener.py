@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="on",
+                # Even beside httptools, which would read on and on in a head that does not end.
+                http="h11",
                 ws="none",
                 log_config=None,
                 access_log=False,

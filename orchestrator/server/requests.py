@@ -179,20 +179,11 @@ class _ImageUrlPart(_Body, tag_field="type", tag="image_url"):
     image_url: _ImageUrl
 
 
-class _CodeResources(_Body):
-    file_ids: list[str] = []
-
-
-class _SearchResources(_Body):
-    vector_store_ids: list[str] = []
-    vector_stores: list[JSON] = []
-
-
 class _Resources(_Body):
-    """Lists that say which files and stores; only empty ones can be served."""
+    """Which files and stores the hosted tools may use; only an empty object can be served."""
 
-    code_interpreter: _CodeResources = msgspec.field(default_factory=_CodeResources)
-    file_search: _SearchResources = msgspec.field(default_factory=_SearchResources)
+    code_interpreter: JSON | UnsetType = UNSET
+    file_search: JSON | UnsetType = UNSET
 
 
 class _Truncation(_Body):
@@ -301,12 +292,8 @@ def _check_hosted(tool: JSON, where: str) -> None:
 
 
 def _check_resources(resources: JSON, where: str) -> None:
-    wanted = _convert(resources, _Resources, where)
-    if (
-        wanted.code_interpreter.file_ids
-        or wanted.file_search.vector_store_ids
-        or wanted.file_search.vector_stores
-    ):
+    _convert(resources, _Resources, where)
+    if any(resources.values()):
         raise invalid(
             f"'{where}' belongs to code_interpreter and file_search, which this server does not support.",
             where,
