@@ -73,7 +73,7 @@ def test_what_it_cannot_do_is_one_line_and_code_2(tmp_path: Path) -> None:
         (["--script", str(script)], r"odd\.yaml"),
         (["--host", "0.0.0.0"], "without an API key"),
         (["--api-key-file", str(tmp_path / "none")], "cannot read .*: No such file"),
-        (["--api-key-file", str(empty)], "must hold one API key"),
+        (["--api-key-file", str(empty)], "holds no API key"),
     ]:
         refused = finished(tmp_path, "serve", "--port", "0", *arguments)
         assert (refused.code, refused.out) == (2, "")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from orchestrator.server import objects
+from orchestrator.server.database import DatabaseHeldError
 from orchestrator.server.execution import Execution
 from orchestrator.server.models import CallPiece, Finish, ModelFailedError, TextPiece
 from orchestrator.server.rules import RuleModel
+from orchestrator.server.security import OPEN
 from orchestrator.server.sse import Subscription
 from orchestrator.server.store import Store
 from orchestrator.testing import FakeClock, running_server
@@ -22,7 +25,6 @@ from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-    from pathlib import Path
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.active import ActiveRun
@@ -60,15 +62,15 @@ async def _executing(db: Path, model: Model, watch: list[str] | None = None) -> 
     store = Store(db)
     save = store.save
 
-    def note(kind: Kind, body: JSON) -> None:
+    def note(namespace: str, kind: Kind, body: JSON) -> None:
         if kind == "runs" and watch is not None:
             watch.append(body["status"])
-        save(kind, body)
+        save(namespace, kind, body)
 
     store.save = note  # type: ignore[method-assign]  # what is saved is seen here first
     store.open()
     try:
-        execution = Execution(store=store, model=model, clock=FakeClock())
+        execution = Execution(store=store.within(OPEN), model=model, clock=FakeClock())
         assistant = objects.assistant(created_at=0, fields={"model": "m"})
         run = objects.run(
             run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
@@ -245,6 +247,7 @@ def test_a_stopped_server_leaves_no_thread_and_no_file_behind() -> None:
     before = set(threading.enumerate())
     with _speaking() as speaker:
         db = speaker.server.db
+        assert isinstance(db, Path)
         assert db.stat().st_mode & 0o777 == 0o600
         path = speaker.run("think")
         speaker.until(path, "in_progress")
@@ -262,7 +265,7 @@ def test_a_database_that_cannot_be_used_is_named_to_who_starts_the_server(tmp_pa
     with pytest.raises(FileNotFoundError), running_server(db=tmp_path / "none" / "a.sqlite"):
         pass
     with _speaking(tmp_path / "held.sqlite") as speaker:
-        with pytest.raises(OperationalError, match="locked"), running_server(db=speaker.server.db):
+        with pytest.raises(DatabaseHeldError, match="another server"), running_server(db=speaker.server.db):
             pass
         speaker.thread()
     assert set(threading.enumerate()) == before

@@ -15,8 +15,10 @@ import httpx
 import pytest
 
 from orchestrator.server.app import create_app
+from orchestrator.server.queries import active_runs
 from orchestrator.server.rules import RuleModel
 from orchestrator.server.script import build, parse
+from orchestrator.server.security import OPEN
 from server.conftest import SCRIPT
 from server.speaker import TIME
 
@@ -62,7 +64,7 @@ class Caller:
         reached = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def hold(_connection: object) -> None:
+        def hold(_connection: object, _namespace: str) -> None:
             loop.call_soon_threadsafe(reached.set)
             assert go.wait(PATIENCE_S)
 
@@ -72,7 +74,7 @@ class Caller:
             tasks = []
             for count, piece in enumerate(work, start=1):
                 tasks.append(asyncio.create_task(piece))
-                while len(store._jobs) < count:  # noqa: ASYNC110 - a store tells nobody what it was asked
+                while len(store._store._jobs) < count:  # noqa: ASYNC110 - a store tells nobody what it was asked
                     await asyncio.sleep(0)
         finally:
             go.set()
@@ -89,7 +91,7 @@ async def calling(db: Path) -> AsyncIterator[Caller]:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1/v1", headers=headers) as http,
     ):
-        yield Caller(app.state.backend, http)
+        yield Caller(app.state.backends[OPEN], http)
 
 
 def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(t
 
             # Behind what the modification reads, and ahead of its answer: the run ends on the loop.
             end = caller.backend.store.perform(
-                lambda _: loop.call_soon_threadsafe(execution.end, active, "expired")
+                lambda _connection, _namespace: loop.call_soon_threadsafe(execution.end, active, "expired")
             )
             modified, _ = await caller.in_one_batch(
                 caller.ok("POST", path, {"metadata": {"seen": "yes"}}), end
@@ -112,7 +114,7 @@ def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(t
             assert modified["metadata"] == {"seen": "yes"}
             run = await caller.ok("GET", path)
             assert (run["status"], run["metadata"]) == ("expired", {"seen": "yes"})
-            assert await caller.backend.store.active_runs() == []
+            assert await caller.backend.store.perform(active_runs) == []
 
     asyncio.run(main())
 

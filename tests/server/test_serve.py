@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from orchestrator.server.schema import SCHEMA_VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -146,13 +148,15 @@ def test_a_database_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> Non
     import sqlite3
 
     connection = sqlite3.connect(newer)
-    connection.execute("UPDATE meta SET schema_version = 99")
+    connection.execute("UPDATE schema_version SET version_num = '0099'")
     connection.commit()
     connection.close()
-    assert "its schema has version 99, this program knows 1" in _refused(db=newer)
+    said = _refused(db=newer)
+    assert f"its schema has version 0099, this program knows versions up to {SCHEMA_VERSION}" in said
+    assert "upgrade the program" in said
 
 
 def test_a_file_belongs_to_one_server(tmp_path: Path) -> None:
     db = tmp_path / "one.sqlite"
     with _serving(db=db):
-        assert "database is locked" in _refused(db=db)
+        assert "another server holds it" in _refused(db=db)

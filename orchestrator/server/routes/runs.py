@@ -109,11 +109,11 @@ def _answer(started: Started) -> Response:
 
 
 def _repeat(request: Request, body: bytes) -> Repeat | None:
-    """Read the idempotency key, which is scoped to the caller's API key and means one path and body."""
+    """Read the idempotency key, which is scoped to the caller's namespace and means one path and body."""
     key = request.headers.get("idempotency-key")
     if not key:
         return None
-    scoped = f"{request.state.scope}\n{key}".encode()
+    scoped = f"{request.state.namespace}\n{key}".encode()
     return Repeat(
         key=hashlib.sha256(scoped).hexdigest(),
         digest=hashlib.sha256(request.url.path.encode() + b"\n" + body).hexdigest(),
