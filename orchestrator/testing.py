@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from orchestrator.server.database import Database
     from orchestrator.server.script import Script
@@ -31,7 +31,7 @@ class RunningServer:
 
     Attributes:
         base_url: For clients, such as `http://127.0.0.1:40123/v1`.
-        api_key: The first key that it takes; `""` when it wants none.
+        api_key: The key it wants, the first if it takes several; `""` when it wants none.
         db: Its SQLite file or its database's URL, which it holds exclusively while it runs.
         requests: `(method, path)` of every request it was sent, in order of arrival; grows meanwhile.
     """
@@ -47,6 +47,7 @@ def running_server(
     script: ScriptSource = None,
     *,
     api_key: str | None = "test-key",
+    other_keys: Sequence[str] = (),
     db: Database | None = None,
     run_ttl_s: float = 600.0,
 ) -> Iterator[RunningServer]:
@@ -58,6 +59,7 @@ def running_server(
     Args:
         script: What the rule engine plays (`orchestrator.server.script`).
         api_key: The key callers must send; `None` serves local callers without one.
+        other_keys: Further keys, each with objects of its own that no other key sees.
         db: A SQLite file or the URL of a PostgreSQL database (`postgresql+psycopg://…`), to keep or to take
             up again; without one, a temporary file is used and removed.
         run_ttl_s: Seconds after which a run that is not over expires.
@@ -86,7 +88,7 @@ def running_server(
         app = create_app(
             db=db,
             model=RuleModel(rules),
-            api_keys=[api_key] if api_key else [],
+            api_keys=[*filter(None, [api_key]), *other_keys],
             run_ttl_s=run_ttl_s,
             observe=lambda method, path: running.requests.append((method, path)),
         )

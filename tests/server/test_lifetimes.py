@@ -21,7 +21,7 @@ from orchestrator.server.sse import Subscription
 from orchestrator.server.store import Store
 from orchestrator.testing import FakeClock, running_server
 from server.conftest import SCRIPT
-from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
+from server.speaker import WEATHER, Speaker, names, outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -164,59 +164,6 @@ def test_a_run_that_works_too_long_expires_in_the_middle_of_its_message() -> Non
             *("message.delta", "message.incomplete", "run.step.expired", "run.expired", "done"),
         ]
         assert events[-4][1]["incomplete_details"] == {"reason": "run_expired"}
-
-
-def test_a_waiting_run_goes_on_after_a_restart_on_the_same_file(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        path, (time_call,) = speaker.waiting("rounds", WEATHER, TIME)
-        run = speaker.ok("GET", path)
-    with _speaking(db) as speaker:
-        assert speaker.ok("GET", path) == run
-        thread = path.split("/runs")[0]
-        speaker.refused(400, "POST", f"{thread}/messages", {"role": "user", "content": "locked still"})
-        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((time_call, '{"hour": 9}')))
-        (weather_call,) = call_ids(events[-2][1])
-    with _speaking(db) as speaker:
-        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((weather_call, "sunny")))
-        assert events[-4][1]["content"][0]["text"]["value"] == "At 9 it is sunny."
-        steps = speaker.ok("GET", f"{path}/steps")["data"]
-        assert sum(step["usage"]["total_tokens"] for step in steps) == events[-2][1]["usage"]["total_tokens"]
-
-
-def test_a_run_cut_off_in_the_model_fails_at_the_restart_and_frees_its_thread(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        thread_id = speaker.thread("slow")
-        body = {"assistant_id": speaker.assistant()}
-        with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
-            run_id = next(data["run_id"] for name, data in stream if name == "thread.message.created")
-    path = f"/threads/{thread_id}/runs/{run_id}"
-    with _speaking(db) as speaker:
-        run = speaker.ok("GET", path)
-        assert (run["status"], run["last_error"]["code"]) == ("failed", "server_error")
-        newest = speaker.ok("GET", f"/threads/{thread_id}/messages")["data"][0]
-        assert (newest["status"], newest["incomplete_details"]) == ("incomplete", {"reason": "run_failed"})
-        assert speaker.ok("GET", f"{path}/steps")["data"][0]["status"] == "failed"
-        speaker.ok("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "free"})
-
-
-def test_a_run_whose_time_passed_while_the_server_was_down_expires_at_the_restart(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db, run_ttl_s=1) as speaker:
-        path, _ = speaker.waiting("Weather in Oslo?", WEATHER)
-    with _speaking(db) as speaker:
-        speaker.until(path, "expired")
-
-
-def test_an_idempotency_key_is_remembered_over_a_restart(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        where, body = f"/threads/{speaker.thread('hello')}/runs", {"assistant_id": speaker.assistant()}
-        first = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
-    with _speaking(db) as speaker:
-        again = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
-        assert again["id"] == first["id"]
 
 
 def test_stopping_ends_open_streams_with_an_error_and_no_verdict() -> None:

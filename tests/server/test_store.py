@@ -133,8 +133,8 @@ def test_an_id_that_no_database_would_take_is_not_found_and_harms_nobody(
         async with opened(database) as store:
             shelf, made = store.within(""), thread()
             shelf.save("threads", made)
-            found = await asyncio.gather(shelf.get("threads", odd), shelf.get("threads", made["id"]))
-            assert found == [None, made]
+            none, found = await asyncio.gather(shelf.get("threads", odd), shelf.get("threads", made["id"]))
+            assert (none, found) == (None, made)
             assert await shelf.all("messages", thread_id=odd) == []
             with pytest.raises(UnknownCursorError):
                 await shelf.page("threads", limit=1, descending=True, after=odd)
@@ -245,7 +245,7 @@ def test_the_files_are_the_owner_s_alone_even_if_they_were_not(tmp_path: Path) -
     perform(story())
 
 
-def test_a_change_of_nothing_but_the_namespace_s_runs_is_seen_by_who_takes_them_up(
+def test_runs_that_are_not_over_are_found_with_their_namespaces(
     database: Database,
 ) -> None:
     async def story() -> None:
