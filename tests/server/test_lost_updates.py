@@ -24,8 +24,8 @@ from server.speaker import TIME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
-    from pathlib import Path
 
+    from orchestrator.server.database import Database
     from orchestrator.server.http import Backend
 
 PATIENCE_S = 20.0
@@ -83,8 +83,8 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(db: Path) -> AsyncIterator[Caller]:
-    app = create_app(db=db, model=RuleModel(build(parse(SCRIPT, "script"))))
+async def calling(database: Database) -> AsyncIterator[Caller]:
+    app = create_app(db=database, model=RuleModel(build(parse(SCRIPT, "script"))))
     transport = httpx.ASGITransport(app)
     headers = {"openai-beta": "assistants=v2"}
     async with (
@@ -94,9 +94,9 @@ async def calling(db: Path) -> AsyncIterator[Caller]:
         yield Caller(app.state.backends[OPEN], http)
 
 
-def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(tmp_path: Path) -> None:
+def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(database: Database) -> None:
     async def main() -> None:
-        async with calling(tmp_path / "runs.sqlite") as caller:
+        async with calling(database) as caller:
             path = await caller.waiting_run()
             execution = caller.backend.execution
             active = execution.get(path.rpartition("/")[2])
@@ -119,9 +119,9 @@ def test_a_run_that_ends_while_it_is_modified_stays_ended_and_keeps_the_change(t
     asyncio.run(main())
 
 
-def test_a_run_that_is_over_is_modified_and_stays_over(tmp_path: Path) -> None:
+def test_a_run_that_is_over_is_modified_and_stays_over(database: Database) -> None:
     async def main() -> None:
-        async with calling(tmp_path / "runs.sqlite") as caller:
+        async with calling(database) as caller:
             path = await caller.waiting_run()
             await caller.ok("POST", f"{path}/cancel")
             while (over := await caller.ok("GET", path))["status"] != "cancelled":
@@ -133,9 +133,9 @@ def test_a_run_that_is_over_is_modified_and_stays_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["active", "over"])
-def test_a_run_is_not_modified_through_another_thread(tmp_path: Path, over: bool) -> None:
+def test_a_run_is_not_modified_through_another_thread(database: Database, over: bool) -> None:
     async def main() -> None:
-        async with calling(tmp_path / "runs.sqlite") as caller:
+        async with calling(database) as caller:
             path = await caller.waiting_run()
             run_id = path.rpartition("/")[2]
             if over:
@@ -159,10 +159,10 @@ def test_a_run_is_not_modified_through_another_thread(tmp_path: Path, over: bool
     ids=["assistant", "thread"],
 )
 def test_two_changes_at_the_same_time_are_both_kept(
-    tmp_path: Path, where: str, made_of: dict[str, Any], changes: list[dict[str, Any]]
+    database: Database, where: str, made_of: dict[str, Any], changes: list[dict[str, Any]]
 ) -> None:
     async def main() -> None:
-        async with calling(tmp_path / "runs.sqlite") as caller:
+        async with calling(database) as caller:
             path = f"{where}/{(await caller.ok('POST', where, made_of))['id']}"
             before = await caller.ok("GET", path)
             await caller.in_one_batch(*(caller.ok("POST", path, change) for change in changes))
@@ -172,9 +172,9 @@ def test_two_changes_at_the_same_time_are_both_kept(
 
 
 @pytest.mark.parametrize("kind", ["assistants", "threads", "messages"])
-def test_what_is_deleted_while_it_is_modified_stays_deleted(tmp_path: Path, kind: Any) -> None:
+def test_what_is_deleted_while_it_is_modified_stays_deleted(database: Database, kind: Any) -> None:
     async def main() -> None:
-        async with calling(tmp_path / "runs.sqlite") as caller:
+        async with calling(database) as caller:
             thread = f"/threads/{(await caller.ok('POST', '/threads', {}))['id']}"
             where, body = {
                 "assistants": ("/assistants", {"model": "rules"}),
