@@ -43,6 +43,12 @@ __all__ = [
 _CHANGING: Final = ("body", "status")
 """The columns that a later save of an object changes; the others are decided by the first."""
 
+_REPEATED: Final[dict[Kind, list[str]]] = {
+    kind: [name for name in table.c.keys() if name not in ("namespace", "seq", "body")]  # noqa: SIM118
+    for kind, table in TABLES.items()
+}
+"""The columns that repeat fields of the body."""
+
 
 class UnknownCursorError(Exception):
     """A list was asked to start at an object that is not in it.
@@ -60,8 +66,8 @@ class UnknownCursorError(Exception):
 
 def row(namespace: str, kind: Kind, body: JSON, seq: int) -> JSON:
     """Return an object as a row of its table."""
-    columns = {column.name: body.get(column.name) for column in TABLES[kind].c}
-    return columns | {"namespace": namespace, "seq": seq, "body": msgspec.json.encode(body)}
+    values = {name: body[name] for name in _REPEATED[kind]}
+    return values | {"namespace": namespace, "seq": seq, "body": msgspec.json.encode(body)}
 
 
 def write(connection: Connection, rows: Mapping[tuple[str, str], JSON]) -> None:

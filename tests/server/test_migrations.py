@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import LargeBinary, bindparam, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-import orchestrator.server.migrations
+from orchestrator import server
 from orchestrator.server.database import Tenancy
 from orchestrator.server.schema import METADATA, SCHEMA_VERSION, VERSION_TABLE, SchemaMismatchError
 from orchestrator.server.store import Store
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from orchestrator.server.database import Database
+
+STEPS = str(Path(server.__path__[0]) / "migrations")
 
 VERSION_1 = """
 CREATE TABLE assistants (
@@ -82,7 +84,7 @@ def fill(connection: Connection) -> None:
 
 def make_first_version(connection: Connection) -> None:
     config = Config(attributes={"connection": connection, "heir": "nobody"})
-    config.set_main_option("script_location", orchestrator.server.migrations.__path__[0])
+    config.set_main_option("script_location", STEPS)
     command.upgrade(config, "0001")
     fill(connection)
 
@@ -128,7 +130,7 @@ def test_the_steps_lead_to_the_tables_that_the_server_works_with(database: Datab
 
 
 def test_the_newest_step_is_the_version_that_databases_are_stamped_with() -> None:
-    steps = ScriptDirectory(orchestrator.server.migrations.__path__[0])
+    steps = ScriptDirectory(STEPS)
     assert steps.get_heads() == [SCHEMA_VERSION]
 
 
