@@ -32,12 +32,13 @@ from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from pathlib import Path
 
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from orchestrator.server.database import Database
     from orchestrator.server.models import Model
+    from orchestrator.server.store import Shelf
 
 __all__ = ["HEADER_LIMIT", "PREFIX", "create_app"]
 
@@ -58,7 +59,7 @@ _POLL_AFTER_MS: Final = "200"
 
 def create_app(
     *,
-    db: Path,
+    db: Database,
     model: Model | None = None,
     api_keys: Sequence[str] = (),
     run_ttl_s: float = 600.0,
@@ -68,33 +69,43 @@ def create_app(
     """Build the server as an ASGI application; nothing is opened until its lifespan starts.
 
     Args:
-        db: The SQLite file; created when it does not exist, and held exclusively while the app runs.
+        db: A SQLite file, created when it does not exist, or the URL of a PostgreSQL database
+            (`postgresql+psycopg://…`); held exclusively while the app runs.
         model: What answers; by default the rule engine without rules.
-        api_keys: The accepted keys; without any, only local callers are served.
+        api_keys: The accepted keys, each with a namespace of its own; without any, only local callers are
+            served.
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
         observe: Called on the loop with method and path of every request, before it is handled.
 
     Returns:
-        The application; `state.backend` holds the running parts.
+        The application. `state.store` is its store, which may be opened ahead of the lifespan by whoever
+        wants to know what is wrong with it; `state.backends` are the running parts, by namespace.
     """
+    gate = Gate(api_keys)
+    store = Store(db, heir=gate.namespaces[0])
+
+    def backend(shelf: Shelf) -> Backend:
+        execution = Execution(store=shelf, model=model or RuleModel(), clock=clock)
+        repetitions = Repetitions(shelf)
+        engine = Engine(
+            store=shelf, execution=execution, repetitions=repetitions, run_ttl_s=run_ttl_s, clock=clock
+        )
+        return Backend(store=shelf, engine=engine, execution=execution, repetitions=repetitions, clock=clock)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        store = Store(db)
         await asyncio.to_thread(store.open)
-        execution = Execution(store=store, model=model or RuleModel(), clock=clock)
-        repetitions = Repetitions(store)
-        engine = Engine(
-            store=store, execution=execution, repetitions=repetitions, run_ttl_s=run_ttl_s, clock=clock
-        )
         try:
-            await engine.start()
-            app.state.backend = Backend(
-                store=store, engine=engine, execution=execution, repetitions=repetitions, clock=clock
-            )
+            # A key that is not accepted any more may have left runs behind: they, too, come to an end.
+            namespaces = dict.fromkeys([*gate.namespaces, *await store.namespaces_at_work()])
+            backends = {name: backend(store.within(name)) for name in namespaces}
+            for running in backends.values():
+                await running.engine.start()
+            app.state.backends = backends
             yield
-            await execution.stop()
+            for running in backends.values():
+                await running.execution.stop()
         finally:
             # On the loop, which nobody needs any more: what the engine saved last is handed over here.
             store.close()
@@ -105,10 +116,11 @@ def create_app(
             Route("/healthz", _healthz, methods=["GET"]),
             *(Mount(prefix, app=operations) for prefix in (PREFIX, *_AZURE_PREFIXES)),
         ],
-        middleware=[Middleware(_Door, gate=Gate(api_keys), observe=observe)],
+        middleware=[Middleware(_Door, gate=gate, observe=observe)],
         exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
         lifespan=lifespan,
     )
+    app.state.store = store
     app.router.redirect_slashes = False  # A wrong URL is told so, like every other.
     return app
 
@@ -157,7 +169,7 @@ class _Door:
         try:
             # Mounted elsewhere, the path begins with where that is.
             if scope["path"].removeprefix(scope.get("root_path", "")) != "/healthz":
-                scope.setdefault("state", {})["scope"] = self._gate.admit(Headers(scope=scope))
+                scope.setdefault("state", {})["namespace"] = self._gate.admit(Headers(scope=scope))
             _check_head(scope)
             await self._app(scope, receive, exchange.send)
         except RefusalError as refused:

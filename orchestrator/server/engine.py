@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.server import objects, refusal
 from orchestrator.server.execution import server_error
+from orchestrator.server.queries import active_runs, find, listed
 from orchestrator.server.sse import DONE, Subscription, encode
-from orchestrator.server.store import find, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.server.active import ActiveRun
     from orchestrator.server.execution import Execution
     from orchestrator.server.repetition import Repeat, Repetitions
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = ["Engine", "Started"]
 
@@ -45,7 +45,7 @@ class Started:
 
 
 class Engine:
-    """Decides on runs; made anywhere, then used on one event loop.
+    """Decides on the runs of one namespace; made anywhere, then used on one event loop.
 
     Args:
         store: Where everything is kept; opened.
@@ -58,7 +58,7 @@ class Engine:
     def __init__(
         self,
         *,
-        store: Store,
+        store: Shelf,
         execution: Execution,
         repetitions: Repetitions,
         run_ttl_s: float,
@@ -71,13 +71,16 @@ class Engine:
         self._clock = clock
 
     async def start(self) -> None:
-        """Take up the runs that the file holds as active.
+        """Take up the runs that are stored as active, so that each of them comes to an end.
 
-        A run that waits for tool outputs goes on waiting, or expires if its time has passed; a queued one is
-        executed; one that was cut off in the model's work fails with `server_error`.
+        - One that waits for tool outputs goes on waiting; its time counts from its creation, as before.
+        - A queued one is executed, and so is one whose model had said nothing yet when it was cut off.
+        - One that was cut off in the middle of a message or call fails with `server_error`: what was said can
+          neither be continued nor unsaid.
+        - One that was being cancelled is cancelled; one whose time passed meanwhile expires.
         """
-        for run in await self._store.active_runs():
-            await self._take_up(run)
+        for run, messages, steps in await self._store.perform(_interrupted):
+            self._take_up(run, messages, steps)
 
     async def create_run(
         self,
@@ -205,7 +208,7 @@ class Engine:
         run_id = self._lock(thread_id)
         try:
             assistant, earlier = await self._store.perform(
-                lambda connection: _look(connection, thread_id, fields["assistant_id"])
+                lambda connection, own: _look(connection, own, thread_id, fields["assistant_id"])
             )
             run = self._new_run(run_id, thread_id, assistant, fields)
         except BaseException:
@@ -307,31 +310,52 @@ class Engine:
         subscription.end()
         return subscription
 
-    async def _take_up(self, run: JSON) -> None:
-        thread_id, run_id = run["thread_id"], run["id"]
-        messages = await self._store.all("messages", thread_id=thread_id)
+    def _take_up(self, run: JSON, messages: Sequence[JSON], steps: list[JSON]) -> None:
+        run_id, status = run["id"], run["status"]
+        left_s = run["expires_at"] - self._clock()
         before = [message for message in messages if message["run_id"] != run_id]
-        active = self._execution.register(run, before, run["expires_at"] - self._clock())
-        active.resume(await self._store.all("steps", run_id=run_id))
+        active = self._execution.register(run, before, left_s)
+        active.resume(steps)
         for message in messages:
             if message["run_id"] == run_id and message["status"] == "in_progress":
                 active.resume_message(message)
-        if run["status"] == "queued":
+        if status == "cancelling":
+            self._execution.end(active, "cancelled")
+        elif left_s <= 0:
+            self._execution.end(active, "expired")
+        elif status == "queued" or (status == "in_progress" and _is_silent(steps)):
             self._execution.begin_leg(active)
-        elif run["status"] == "in_progress":
+        elif status == "in_progress":
             text = "The server was restarted while the model worked on this run."
             self._execution.end(active, "failed", error=server_error(text))
-        elif run["status"] == "cancelling":
-            self._execution.end(active, "cancelled")
 
 
-def _look(connection: Connection, thread_id: str, assistant_id: str) -> tuple[JSON, list[JSON]]:
-    if find(connection, "threads", thread_id) is None:
+def _interrupted(connection: Connection, namespace: str) -> list[tuple[JSON, list[JSON], list[JSON]]]:
+    """Return every active run, with its thread's messages and its steps."""
+    return [
+        (
+            run,
+            listed(connection, namespace, "messages", thread_id=run["thread_id"]),
+            listed(connection, namespace, "steps", run_id=run["id"]),
+        )
+        for run in active_runs(connection, namespace)
+    ]
+
+
+def _is_silent(steps: Sequence[JSON]) -> bool:
+    """Whether the model has said nothing since it was asked: at first, or after the last tool outputs."""
+    return not steps or (steps[-1]["type"], steps[-1]["status"]) == ("tool_calls", "completed")
+
+
+def _look(
+    connection: Connection, namespace: str, thread_id: str, assistant_id: str
+) -> tuple[JSON, list[JSON]]:
+    if find(connection, namespace, "threads", thread_id) is None:
         raise refusal.not_found("thread", thread_id)
-    assistant = find(connection, "assistants", assistant_id)
+    assistant = find(connection, namespace, "assistants", assistant_id)
     if assistant is None:
         raise refusal.not_found("assistant", assistant_id)
-    return assistant, listed(connection, "messages", thread_id=thread_id)
+    return assistant, listed(connection, namespace, "messages", thread_id=thread_id)
 
 
 def _check_choice(run: JSON) -> None:

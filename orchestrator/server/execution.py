@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.models import Model
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = ["Execution", "server_error"]
 
@@ -34,7 +34,7 @@ _log = get_logger(__name__)
 
 
 class Execution:
-    """Works on runs; made anywhere, then used on one event loop.
+    """Works on the runs of one namespace; made anywhere, then used on one event loop.
 
     Args:
         store: Where everything is kept.
@@ -42,7 +42,7 @@ class Execution:
         clock: Unix seconds.
     """
 
-    def __init__(self, *, store: Store, model: Model, clock: Callable[[], float]) -> None:
+    def __init__(self, *, store: Shelf, model: Model, clock: Callable[[], float]) -> None:
         self._store = store
         self._model = model
         self._clock = clock

@@ -14,9 +14,9 @@ import msgspec
 from starlette.responses import Response
 
 from orchestrator.server import requests
+from orchestrator.server.queries import UnknownCursorError
 from orchestrator.server.refusal import RefusalError, invalid, missing_beta, not_found
 from orchestrator.server.repetition import repeat_of
-from orchestrator.server.store import UnknownCursorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.server.repetition import Repeat, Repetitions
     from orchestrator.server.schema import Kind
     from orchestrator.server.sse import Subscription
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = [
     "BODY_LIMIT",
@@ -59,17 +59,17 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What the routes work on.
+    """What the routes work on: all of it is one namespace's, so that nothing of another can be reached.
 
     Attributes:
-        store: Where objects are kept.
-        engine: What decides on runs.
+        store: Where its objects are kept.
+        engine: What decides on its runs.
         execution: What works on them, and knows which threads they lock.
         repetitions: What idempotency keys stand for.
         clock: Unix seconds.
     """
 
-    store: Store
+    store: Shelf
     engine: Engine
     execution: Execution
     repetitions: Repetitions
@@ -81,8 +81,8 @@ class Backend:
 
 
 def backend(request: Request) -> Backend:
-    """Return the app's backend."""
-    return cast("Backend", request.app.state.backend)
+    """Return the backend of the caller's namespace."""
+    return cast("Backend", request.app.state.backends[request.state.namespace])
 
 
 async def read_bytes(request: Request) -> bytes:
@@ -141,7 +141,7 @@ def repeat(request: Request, body: msgspec.Struct) -> Repeat | None:
     if not key:
         return None
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return repeat_of(key, scope=request.state.scope, path=path, fields=requests.given(body))
+    return repeat_of(key, scope=request.state.namespace, path=path, fields=requests.given(body))
 
 
 def answer(payload: JSON) -> Response:

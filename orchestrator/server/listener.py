@@ -88,7 +88,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, then stop as uvicorn does; who does not read or send meanwhile is cut off."""
-        self._app.state.backend.execution.end_streams()
+        for backend in self._app.state.backends.values():
+            backend.execution.end_streams()
         cut_off = self._loop.call_later(_GRACE_S, self._cut_off)
         await super().shutdown(sockets)
         cut_off.cancel()

@@ -1,7 +1,7 @@
 """What a repeated `Idempotency-Key` means: the object that the first request made, and never a second one.
 
 Owns what makes two requests the same, and who waits for whom. The header is a plus over the protocol, for
-every create. A key is scoped to the caller's API key and stands for one operation on one path with one
+every create. A key is scoped to the caller's namespace and stands for one operation on one path with one
 meaning: how its JSON is spelt does not matter, nor whether a null stands where a field may be left out, nor
 whether the answer is wanted as a stream. Knows nothing of what is made.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from orchestrator.protocol.objects import JSON
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = ["Repeat", "Repetitions", "repeat_of"]
 
@@ -40,7 +40,7 @@ def repeat_of(key: str, *, scope: str, path: str, fields: JSON) -> Repeat:
 
     Args:
         key: As the client sent it.
-        scope: Who sent it.
+        scope: The namespace of who sent it.
         path: The operation's path, below the prefix under which it was asked for.
         fields: The validated request.
     """
@@ -56,7 +56,7 @@ class Repetitions:
         store: Where they are kept.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Shelf) -> None:
         self._store = store
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from orchestrator.server.database import Database
     from orchestrator.server.script import Script
+    from orchestrator.server.store import Store
 
 __all__ = ["run"]
 
@@ -33,7 +35,7 @@ def run(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
-    db: Path | None = None,
+    db: Database | None = None,
     api_keys: Sequence[str] = (),
     script: Path | None = None,
     run_ttl_s: float = 600.0,
@@ -49,8 +51,10 @@ def run(
     Args:
         host: Address to listen on; one that is not loopback needs at least one key.
         port: TCP port; 0 picks a free one.
-        db: The SQLite file, kept and taken up again; without one, a temporary file, removed at the end.
-        api_keys: The accepted keys; without any, only local callers are served.
+        db: A SQLite file, or the URL of a PostgreSQL database (`postgresql+psycopg://…`), kept and taken up
+            again; without one, a temporary file, removed at the end.
+        api_keys: The accepted keys, each with a namespace of its own; without any, only local callers are
+            served.
         script: Rules for the built-in model (`orchestrator.server.script`); a Python file is executed.
         run_ttl_s: Seconds after which a run that is not over expires.
         log_level: `"debug"`, `"info"` (a line per request), `"warning"` or `"error"`.
@@ -80,7 +84,7 @@ def run(
 def _serve(
     resources: ExitStack,
     listener: socket.socket,
-    db: Path,
+    db: Database,
     script: Script,
     *,
     api_keys: Sequence[str],
@@ -92,9 +96,10 @@ def _serve(
     from orchestrator.server.rules import RuleModel
 
     resources.callback(listener.close)
-    _check_db(db)
     url = url_of(listener, PREFIX)
     app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    resources.callback(app.state.store.close)
+    _open(app.state.store, db)
     _stop_with_the_terminal()
     Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
 
@@ -143,21 +148,21 @@ def _temporary(resources: ExitStack) -> Path:
     return Path(directory) / "orchestrator.sqlite"
 
 
-def _check_db(path: Path) -> None:
-    """Open the file once before anything is announced, so that a bad one is a line and not a stack trace."""
+def _open(store: Store, db: Database) -> None:
+    """Open the database before anything is announced, so that a bad one is a line and not a stack trace."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from orchestrator.server.database import DatabaseHeldError, DatabaseURLError, shown
     from orchestrator.server.schema import SchemaMismatchError
-    from orchestrator.server.store import Store
 
-    store = Store(path)
     try:
         store.open()
     except OSError as error:
-        raise _BadConfigurationError(f"cannot use the database {path}: {error.strerror}") from None
-    except SchemaMismatchError as error:
-        raise _BadConfigurationError(f"cannot use the database {path}: {error}") from None
+        reason = error.strerror
+    except (DatabaseHeldError, DatabaseURLError, SchemaMismatchError) as error:
+        reason = str(error)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).partition("\n")[0]
-        raise _BadConfigurationError(f"cannot use the database {path}: {reason}") from None
-    store.close()
+    else:
+        return
+    raise _BadConfigurationError(f"cannot use the database {shown(db)}: {reason}")

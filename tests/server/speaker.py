@@ -28,9 +28,10 @@ class Speaker:
     """Speaks the protocol with a running server and validates whatever comes back."""
 
     def __init__(self, server: RunningServer, **headers: str) -> None:
-        given = {"openai-beta": "assistants=v2", **headers}
+        given = {"openai-beta": "assistants=v2"}
         if server.api_key:
             given["authorization"] = f"Bearer {server.api_key}"
+        given |= headers
         self.server = server
         self.http = httpx.Client(base_url=server.base_url, headers=given, timeout=20, trust_env=False)
 

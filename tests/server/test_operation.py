@@ -151,7 +151,7 @@ def test_a_failure_of_its_own_tells_the_caller_nothing_and_the_log_everything(
     async def main() -> httpx.Response:
         async with _mounted(tmp_path / "runs.sqlite") as (inner, http):
             # The store is gone, as when its disk is.
-            inner.state.backend.store.close()
+            inner.state.store.close()
             return await http.get("/v1/threads/thread_X")
 
     with telling(caplog) as told:
