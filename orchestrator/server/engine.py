@@ -337,7 +337,7 @@ class Engine:
         messages = await self._store.all("messages", thread_id=thread_id)
         before = [message for message in messages if message["run_id"] != run_id]
         active = self._execution.register(run, before, run["expires_at"] - self._clock())
-        active.resume(await self._store.all("steps", run_id=run_id))
+        active.resume(await self._store.all("steps", run_id=run_id), messages)
         for message in messages:
             if message["run_id"] == run_id and message["status"] == "in_progress":
                 active.resume_message(message)

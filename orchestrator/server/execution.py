@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.protocol.objects import TERMINAL_STATUSES
-from orchestrator.server.active import ActiveRun, Ending
-from orchestrator.server.models import CallPiece, ModelFailedError, TextPiece, Turn
+from orchestrator.server.active import ActiveRun, ContentFilteredError, Ending
+from orchestrator.server.models import CallPiece, ModelFailedError, RunExpiredError, TextPiece, Turn
 from orchestrator.server.refusal import RefusalError
 from orchestrator.server.sse import Subscription, encode
 from orchestrator.server.usage import TokenLimitError
@@ -129,6 +129,12 @@ class Execution:
             waits = await self._complete(active)
         except TokenLimitError as limit:
             self.end(active, "incomplete", reason=limit.reason)
+        except ContentFilteredError:
+            # The specification knows this reason for messages only; the run has to say it some other way.
+            error = server_error("The model's content filter stopped the answer.")
+            self.end(active, "incomplete", error=error, message_reason="content_filter")
+        except RunExpiredError:
+            self.end(active, "expired")
         except ModelFailedError as failure:
             self.end(active, "failed", error={"code": failure.code, "message": failure.message})
         except Exception:  # noqa: BLE001 - a model's failure ends its run, whatever it was

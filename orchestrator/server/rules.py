@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.server.models import CallPiece, Finish, ModelFailedError, ModelOutput, TextPiece
+from orchestrator.server.models import (
+    CallPiece,
+    Finish,
+    ModelFailedError,
+    ModelOutput,
+    TextPiece,
+    within,
+)
 from orchestrator.server.script import CallSpec, EachSpec
 from orchestrator.server.templates import fill, text_of, walk
 
@@ -165,8 +172,8 @@ class RuleModel:
             yield Finish(reason="stop")
             return
         outputs = self._call(play, list(queue), prompt) if queue else self._play(play, prompt)
-        async with aclosing(outputs):
-            async for output in outputs:
+        async with aclosing(within(prompt.max_completion_tokens, outputs)) as cut:
+            async for output in cut:
                 yield output
 
     async def _play(self, play: _Play, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
