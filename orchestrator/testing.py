@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
 
 __all__ = ["FakeClock", "RunningServer", "running_server"]
@@ -48,6 +49,7 @@ def running_server(
     api_key: str | None = "test-key",
     db: Path | None = None,
     run_ttl_s: float = 600.0,
+    model: Model | None = None,
 ) -> Iterator[RunningServer]:
     """Run the embedded server in a thread of this process, on a free loopback port.
 
@@ -59,6 +61,7 @@ def running_server(
         api_key: The key callers must send; `None` serves local callers without one.
         db: A SQLite file to keep, or take up again; without one, a temporary file is used and removed.
         run_ttl_s: Seconds after which a run that is not over expires.
+        model: What answers instead of the rule engine, such as an `orchestrator.server.chat.ChatModel`.
 
     Raises:
         ScriptError: The script is wrong.
@@ -85,7 +88,7 @@ def running_server(
         running = RunningServer(base_url=url_of(listener, PREFIX), api_key=api_key or "", db=db)
         app = create_app(
             db=db,
-            model=RuleModel(rules),
+            model=model or RuleModel(rules),
             api_keys=[api_key] if api_key else [],
             run_ttl_s=run_ttl_s,
             observe=lambda method, path: running.requests.append((method, path)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
@@ -62,7 +62,8 @@ def create_app(
 
     Args:
         db: The SQLite file; created when it does not exist, and held exclusively while the app runs.
-        model: What answers; by default the rule engine without rules.
+        model: What answers; by default the rule engine without rules. One that is an async context manager
+            is entered with the lifespan, and left with it.
         api_keys: The accepted keys; without any, only local callers are served.
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
@@ -79,10 +80,14 @@ def create_app(
         execution = Execution(store=store, model=model or RuleModel(), clock=clock)
         engine = Engine(store=store, execution=execution, run_ttl_s=run_ttl_s, clock=clock)
         try:
-            await engine.start()
-            app.state.backend = Backend(store=store, engine=engine, execution=execution, clock=clock)
-            yield
-            await execution.stop()
+            async with AsyncExitStack() as resources:
+                owner: object = model
+                if isinstance(owner, AbstractAsyncContextManager):
+                    await resources.enter_async_context(owner)
+                await engine.start()
+                app.state.backend = Backend(store=store, engine=engine, execution=execution, clock=clock)
+                yield
+                await execution.stop()
         finally:
             # On the loop, which nobody needs any more: what the engine saved last is handed over here.
             store.close()

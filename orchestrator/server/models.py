@@ -21,6 +21,7 @@ __all__ = [
     "CHARS_PER_TOKEN",
     "Call",
     "CallPiece",
+    "FailureCode",
     "Finish",
     "Model",
     "ModelFailedError",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
 
 __all__ = ["run"]
@@ -36,6 +37,9 @@ def run(
     db: Path | None = None,
     api_keys: Sequence[str] = (),
     script: Path | None = None,
+    model_url: str | None = None,
+    model_key: str | None = None,
+    model_name: str | None = None,
     run_ttl_s: float = 600.0,
     log_level: Literal["debug", "info", "warning", "error"] = "info",
     on_listening: Callable[[str], None] | None = None,
@@ -52,6 +56,9 @@ def run(
         db: The SQLite file, kept and taken up again; without one, a temporary file, removed at the end.
         api_keys: The accepted keys; without any, only local callers are served.
         script: Rules for the built-in model (`orchestrator.server.script`); a Python file is executed.
+        model_url: A Chat Completions endpoint that answers instead of the built-in model.
+        model_key: The key it wants; never logged.
+        model_name: The model to ask it for, whatever the runs say.
         run_ttl_s: Seconds after which a run that is not over expires.
         log_level: `"debug"`, `"info"` (a line per request), `"warning"` or `"error"`.
         on_listening: Called with the base URL instead of the line on stdout being printed.
@@ -66,7 +73,7 @@ def run(
                 resources,
                 _listen(host, port, api_keys),
                 db or _temporary(resources),
-                _script(script),
+                _model(script, model_url, model_key, model_name),
                 api_keys=api_keys,
                 run_ttl_s=run_ttl_s,
                 announce=on_listening or _print_listening,
@@ -81,7 +88,7 @@ def _serve(
     resources: ExitStack,
     listener: socket.socket,
     db: Path,
-    script: Script,
+    model: Model,
     *,
     api_keys: Sequence[str],
     run_ttl_s: float,
@@ -89,12 +96,11 @@ def _serve(
 ) -> None:
     from orchestrator.server.app import PREFIX, create_app
     from orchestrator.server.listener import Server, url_of
-    from orchestrator.server.rules import RuleModel
 
     resources.callback(listener.close)
     _check_db(db)
     url = url_of(listener, PREFIX)
-    app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    app = create_app(db=db, model=model, api_keys=api_keys, run_ttl_s=run_ttl_s)
     _stop_with_the_terminal()
     Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
 
@@ -127,6 +133,23 @@ def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def _model(script: Path | None, url: str | None, key: str | None, name: str | None) -> Model:
+    if url is None:
+        from orchestrator.server.rules import RuleModel
+
+        if key is not None or name is not None:
+            raise _BadConfigurationError("a model's key or name belongs to an endpoint: give its URL, too")
+        return RuleModel(_script(script))
+    from orchestrator.server.chat import BadEndpointError, ChatModel, Endpoint
+
+    if script is not None:
+        raise _BadConfigurationError("give a script or a model's URL: one of them answers")
+    try:
+        return ChatModel(Endpoint.of(url, key), name=name)
+    except BadEndpointError as error:
+        raise _BadConfigurationError(str(error)) from None
 
 
 def _script(path: Path | None) -> Script:
