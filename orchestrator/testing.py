@@ -57,11 +57,12 @@ def running_server(
     its thread, sockets and files closed, whatever was going on. May be entered many times, also at once.
 
     Args:
-        script: What the rule engine plays (`orchestrator.server.script`).
+        script: What the rule engine plays, and the faults that requests meet (`orchestrator.server.script`).
         api_key: The key callers must send; `None` serves local callers without one.
         db: A SQLite file to keep, or take up again; without one, a temporary file is used and removed.
         run_ttl_s: Seconds after which a run that is not over expires.
         model: What answers instead of the rule engine, such as an `orchestrator.server.chat.ChatModel`.
+            Of the script, only its faults are played then.
 
     Raises:
         ScriptError: The script is wrong.
@@ -75,7 +76,7 @@ def running_server(
     from orchestrator.server.rules import RuleModel
     from orchestrator.server.store import Store
 
-    rules = _rules(script)
+    played = _played(script)
     with ExitStack() as resources:
         if db is None:
             directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-"))
@@ -88,9 +89,10 @@ def running_server(
         running = RunningServer(base_url=url_of(listener, PREFIX), api_key=api_key or "", db=db)
         app = create_app(
             db=db,
-            model=model or RuleModel(rules),
+            model=model or RuleModel(played),
             api_keys=[api_key] if api_key else [],
             run_ttl_s=run_ttl_s,
+            faults=played.faults,
             observe=lambda method, path: running.requests.append((method, path)),
         )
         settled = threading.Event()
@@ -118,7 +120,7 @@ def _run(server: Any, listener: Any, settled: threading.Event) -> None:
         settled.set()
 
 
-def _rules(script: ScriptSource) -> Script:
+def _played(script: ScriptSource) -> Script:
     from orchestrator.server.script import build, load, parse
 
     if isinstance(script, Path):

@@ -21,10 +21,12 @@ from starlette.routing import Mount, Route, Router
 
 from orchestrator.server.engine import Engine
 from orchestrator.server.execution import Execution
+from orchestrator.server.faults import Faults
 from orchestrator.server.http import Backend
 from orchestrator.server.refusal import RefusalError
 from orchestrator.server.routes import all_routes
 from orchestrator.server.rules import RuleModel
+from orchestrator.server.sabotage import SabotageLayer
 from orchestrator.server.security import Gate
 from orchestrator.server.store import Store
 from orchestrator.telemetry import get_logger
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from orchestrator.server.faults import Fault
     from orchestrator.server.models import Model
 
 __all__ = ["PREFIX", "create_app"]
@@ -57,6 +60,7 @@ def create_app(
     run_ttl_s: float = 600.0,
     clock: Callable[[], float] = time.time,
     observe: Callable[[str, str], None] | None = None,
+    faults: Sequence[Fault] = (),
 ) -> Starlette:
     """Build the server as an ASGI application; nothing is opened until its lifespan starts.
 
@@ -68,6 +72,7 @@ def create_app(
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
         observe: Called on the loop with method and path of every request, before it is handled.
+        faults: What requests meet on purpose (`orchestrator.server.faults`).
 
     Returns:
         The application; `state.backend` holds the running parts.
@@ -97,7 +102,10 @@ def create_app(
             Route("/healthz", _healthz, methods=["GET"]),
             Mount(PREFIX, app=Router(all_routes(), redirect_slashes=False)),
         ],
-        middleware=[Middleware(_Door, gate=Gate(api_keys), observe=observe)],
+        middleware=[
+            Middleware(_Door, gate=Gate(api_keys), observe=observe),
+            *([Middleware(SabotageLayer, faults=Faults(faults))] if faults else []),
+        ],
         exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
         lifespan=lifespan,
     )

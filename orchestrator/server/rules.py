@@ -158,12 +158,12 @@ class RuleModel:
     """The built-in model.
 
     Args:
-        script: The rules, tried in order; without any, every answer says what this is.
+        script: Its rules are tried in order; without any, every answer says what this is.
     """
 
-    def __init__(self, script: Script = ()) -> None:
-        self._script = script
-        patterns = [pattern for rule in script for pattern in rule.patterns]
+    def __init__(self, script: Script | None = None) -> None:
+        self._rules = () if script is None else script.rules
+        patterns = [pattern for rule in self._rules for pattern in rule.patterns]
         self._may_block = any(pattern.may_block for pattern in patterns)
 
     async def respond(self, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
@@ -251,7 +251,7 @@ class RuleModel:
         return play, queue
 
     def _begin(self, text: str) -> _Play | None:
-        for rule in self._script:
+        for rule in self._rules:
             found = None if rule.on_output else rule.pattern.first(text[:SEARCHED_CHARS])
             if found is not None:
                 return _Play(rule, text, found)
@@ -259,16 +259,16 @@ class RuleModel:
 
     def _taken_over(self, play: _Play, finished: Round, text: str) -> _Play:
         outputs = "\n".join(call.output for call in finished.calls)[:SEARCHED_CHARS]
-        for rule in self._script:
+        for rule in self._rules:
             found = rule.pattern.first(outputs) if rule.on_output else None
             if found is not None:
                 return _Play(rule, text, found, play.made)
         return play
 
     def _default(self, text: str) -> str:
-        if not self._script:
+        if not self._rules:
             return f"{_STAND_IN} It has no rules: start the server with --script FILE. You said: {text[:200]}"
-        names = ", ".join(rule.name for rule in self._script)
+        names = ", ".join(rule.name for rule in self._rules)
         return f"{_STAND_IN} None of its rules matches this message; it has: {names}."
 
 

@@ -2,7 +2,8 @@ r"""Script files of the rule engine: their format, and the messages for what is 
 
 Owns reading and checking. Knows nothing of runs; `orchestrator.server.rules` plays what is read here.
 
-A script is YAML (read by `yaml.safe_load`) or a Python file, which is **executed** and defines `rules`:
+A script is YAML (read by `yaml.safe_load`) or a Python file, which is **executed** and defines `rules`,
+`faults` or both:
 
 ```yaml
 piece_chars: 24          # how much text or argument goes into one streamed piece (default 24)
@@ -17,6 +18,7 @@ rules:                   # the first rule that matches plays its steps
             for_each: '(?P<city>[A-Z]\w+)'        # one call per occurrence
             arguments: {city: '{city}', unit: c}
       - say: 'Here it is: {get_weather}'
+faults: []               # what requests meet on purpose: `orchestrator.server.faults`
 ```
 
 - A rule has `match` or `match_output`: a regular expression (`re.search`) on the last user message, or
@@ -57,6 +59,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from orchestrator.server.faults import Fault, FaultError, fault
 from orchestrator.server.matching import Pattern, PatternError
 from orchestrator.server.templates import names_in
 
@@ -141,6 +144,7 @@ class _RuleSpec(_Spec, frozen=True, kw_only=True):
 
 class _ScriptSpec(_Spec, frozen=True, kw_only=True):
     rules: list[Any] = []
+    faults: list[Any] = []
     piece_chars: Annotated[int, Meta(ge=1)] = 24
     piece_s: Seconds = 0.0
 
@@ -174,8 +178,18 @@ class Rule:
         return [self.pattern, *(Pattern.of(call.for_each) for call in calls if call.for_each is not None)]
 
 
-Script: TypeAlias = tuple[Rule, ...]
-"""The rules, in the order in which they are tried."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A checked script.
+
+    Attributes:
+        rules: What the rule engine plays, in the order in which they are tried.
+        faults: What requests meet on purpose, in the same order.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
 
 _OWN_NAMES: Final = {"text", "match"}
 
@@ -218,16 +232,17 @@ def _python(path: Path) -> Any:
         names = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         raise ScriptError(f"{path} failed when it was executed: {type(error).__name__}: {error}") from error
-    if "rules" not in names:
-        raise ScriptError(f"{path} does not define `rules`")
-    return names["rules"]
+    whole = {name: names[name] for name in ("rules", "faults") if name in names}
+    if not whole:
+        raise ScriptError(f"{path} does not define `rules` or `faults`")
+    return whole
 
 
 def build(raw: Any, source: str = "script") -> Script:
     """Check a script that was read already.
 
     Args:
-        raw: `{"rules": [...], ...}`, or just the list of rules; `None` is an empty script.
+        raw: `{"rules": [...], "faults": [...], ...}`, or just the list of rules; `None` is an empty script.
         source: How messages name it.
 
     Raises:
@@ -239,7 +254,10 @@ def build(raw: Any, source: str = "script") -> Script:
         script = msgspec.convert(whole, _ScriptSpec)
     except msgspec.ValidationError as error:
         raise ScriptError(f"{source}: {error}") from None
-    return tuple(_rule(rule, number, script, source) for number, rule in enumerate(script.rules, start=1))
+    return Script(
+        rules=tuple(_rule(raw, number, script, source) for number, raw in enumerate(script.rules, start=1)),
+        faults=tuple(_fault(raw, number, source) for number, raw in enumerate(script.faults, start=1)),
+    )
 
 
 def _plain(raw: Any, source: str) -> Any:
@@ -278,6 +296,13 @@ def _rule(raw: Any, number: int, script: _ScriptSpec, source: str) -> Rule:
         piece_s=script.piece_s if spec.piece_s is None else spec.piece_s,
         steps=tuple(spec.steps),
     )
+
+
+def _fault(raw: Any, number: int, source: str) -> Fault:
+    try:
+        return fault(raw)
+    except FaultError as error:
+        raise ScriptError(f"{source}: fault {number}: {error}") from None
 
 
 def _pattern(text: str, where: str) -> Pattern:

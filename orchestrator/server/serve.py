@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.telemetry import configure_logging
 
@@ -73,7 +73,8 @@ def run(
                 resources,
                 _listen(host, port, api_keys),
                 db or _temporary(resources),
-                _model(script, model_url, model_key, model_name),
+                _script(script),
+                _Upstream(model_url, model_key, model_name),
                 api_keys=api_keys,
                 run_ttl_s=run_ttl_s,
                 announce=on_listening or _print_listening,
@@ -88,7 +89,8 @@ def _serve(
     resources: ExitStack,
     listener: socket.socket,
     db: Path,
-    model: Model,
+    script: Script,
+    upstream: _Upstream,
     *,
     api_keys: Sequence[str],
     run_ttl_s: float,
@@ -100,7 +102,9 @@ def _serve(
     resources.callback(listener.close)
     _check_db(db)
     url = url_of(listener, PREFIX)
-    app = create_app(db=db, model=model, api_keys=api_keys, run_ttl_s=run_ttl_s)
+    app = create_app(
+        db=db, model=_model(script, upstream), faults=script.faults, api_keys=api_keys, run_ttl_s=run_ttl_s
+    )
     _stop_with_the_terminal()
     Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
 
@@ -135,28 +139,38 @@ def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
         raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
-def _model(script: Path | None, url: str | None, key: str | None, name: str | None) -> Model:
-    if url is None:
+class _Upstream(NamedTuple):
+    """A Chat Completions endpoint, as it was asked for."""
+
+    url: str | None
+    key: str | None
+    name: str | None
+
+
+def _model(script: Script, upstream: _Upstream) -> Model:
+    if upstream.url is None:
         from orchestrator.server.rules import RuleModel
 
-        if key is not None or name is not None:
+        if upstream != (None, None, None):
             raise _BadConfigurationError("a model's key or name belongs to an endpoint: give its URL, too")
-        return RuleModel(_script(script))
+        return RuleModel(script)
     from orchestrator.server.chat import BadEndpointError, ChatModel, Endpoint
 
-    if script is not None:
-        raise _BadConfigurationError("give a script or a model's URL: one of them answers")
+    if script.rules:
+        raise _BadConfigurationError(
+            "the script has rules, and a model's URL was given: only one can answer; faults alone may stay"
+        )
     try:
-        return ChatModel(Endpoint.of(url, key), name=name)
+        return ChatModel(Endpoint.of(upstream.url, upstream.key), name=upstream.name)
     except BadEndpointError as error:
         raise _BadConfigurationError(str(error)) from None
 
 
 def _script(path: Path | None) -> Script:
-    from orchestrator.server.script import ScriptError, load
+    from orchestrator.server.script import Script, ScriptError, load
 
     try:
-        return () if path is None else load(path)
+        return Script() if path is None else load(path)
     except ScriptError as error:
         raise _BadConfigurationError(" ".join(str(error).split())) from None
 
