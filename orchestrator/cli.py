@@ -28,6 +28,8 @@ KEY_VARIABLE = "ORCHESTRATOR_API_KEY"
 
 DB_VARIABLE = "ORCHESTRATOR_DB"
 """The same for the database, whose URL may hold a password."""
+MODEL_KEY_VARIABLE = "ORCHESTRATOR_MODEL_KEY"
+"""The environment variable that `serve` takes its model's key from, so that it stays out of `ps`."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 ApiKeyFile = Annotated[
@@ -108,9 +110,19 @@ def serve(
     script: Annotated[
         Path | None, typer.Option(help="Rules for the built-in model: YAML, or a Python file (executed).")
     ] = None,
+    model_url: Annotated[
+        str | None,
+        typer.Option(help="A Chat Completions endpoint that answers, such as http://127.0.0.1:11434/v1."),
+    ] = None,
+    model_key: Annotated[
+        str | None, typer.Option(help=f"The key it wants. Or {MODEL_KEY_VARIABLE}, out of `ps`.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="The model to ask it for, whatever assistants and runs say.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
 ) -> None:
-    """Serve the Threads/Runs protocol from one file, with the built-in rule engine for a model."""
+    """Serve the Threads/Runs protocol from one file, in front of a model or the built-in rule engine."""
     from orchestrator.server.serve import run
 
     keys = list(api_key or ())
@@ -119,10 +131,20 @@ def serve(
     if not keys and (key := os.environ.get(KEY_VARIABLE)):
         # Without what a file or a shell left around it, which no header could carry.
         keys.append(key.strip())
-    database = Path(db) if db and "://" not in db else db or None
-    raise typer.Exit(
-        run(host=host, port=port, db=database, api_keys=keys, script=script, log_level=log_level)
+    if model_url is not None and model_key is None:
+        model_key = os.environ.get(MODEL_KEY_VARIABLE, "").strip() or None
+    code = run(
+        host=host,
+        port=port,
+        db=Path(db) if db and "://" not in db else db or None,
+        api_keys=keys,
+        script=script,
+        model_url=model_url,
+        model_key=model_key,
+        model_name=model_name,
+        log_level=log_level,
     )
+    raise typer.Exit(code)
 
 
 def _key_in(file: Path) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from orchestrator.server.database import Database
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
 
 __all__ = ["FakeClock", "RunningServer", "running_server"]
@@ -50,6 +51,7 @@ def running_server(
     other_keys: Sequence[str] = (),
     db: Database | None = None,
     run_ttl_s: float = 600.0,
+    model: Model | None = None,
 ) -> Iterator[RunningServer]:
     """Run the embedded server in a thread of this process, on a free loopback port.
 
@@ -57,12 +59,14 @@ def running_server(
     its thread, sockets and files closed, whatever was going on. May be entered many times, also at once.
 
     Args:
-        script: What the rule engine plays (`orchestrator.server.script`).
+        script: What the rule engine plays, and the faults that requests meet (`orchestrator.server.script`).
         api_key: The key callers must send; `None` serves local callers without one.
         other_keys: Further keys, each with objects of its own that no other key sees.
         db: A SQLite file or the URL of a PostgreSQL database (`postgresql+psycopg://…`), to keep or to take
             up again; without one, a temporary file is used and removed.
         run_ttl_s: Seconds after which a run that is not over expires.
+        model: What answers instead of the rule engine, such as an `orchestrator.server.chat.ChatModel`.
+            Of the script, only its faults are played then.
 
     Raises:
         ScriptError: The script is wrong.
@@ -77,7 +81,7 @@ def running_server(
     from orchestrator.server.listener import Server, listen, url_of
     from orchestrator.server.rules import RuleModel
 
-    rules = _rules(script)
+    played = _played(script)
     with ExitStack() as resources:
         if db is None:
             directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-"))
@@ -87,9 +91,10 @@ def running_server(
         running = RunningServer(base_url=url_of(listener, PREFIX), api_key=api_key or "", db=db)
         app = create_app(
             db=db,
-            model=RuleModel(rules),
+            model=model or RuleModel(played),
             api_keys=[*filter(None, [api_key]), *other_keys],
             run_ttl_s=run_ttl_s,
+            faults=played.faults,
             observe=lambda method, path: running.requests.append((method, path)),
         )
         resources.callback(app.state.store.close)
@@ -120,7 +125,7 @@ def _run(server: Any, listener: Any, settled: threading.Event) -> None:
         settled.set()
 
 
-def _rules(script: ScriptSource) -> Script:
+def _played(script: ScriptSource) -> Script:
     from orchestrator.server.script import build, load, parse
 
     if isinstance(script, Path):

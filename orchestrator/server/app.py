@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
@@ -21,11 +21,13 @@ from starlette.routing import Mount, Route, Router
 
 from orchestrator.server.engine import Engine
 from orchestrator.server.execution import Execution
+from orchestrator.server.faults import Faults
 from orchestrator.server.http import Backend
 from orchestrator.server.refusal import RefusalError
 from orchestrator.server.repetition import Repetitions
 from orchestrator.server.routes import all_routes
 from orchestrator.server.rules import RuleModel
+from orchestrator.server.sabotage import SabotageLayer
 from orchestrator.server.security import Gate
 from orchestrator.server.store import Store
 from orchestrator.telemetry import get_logger
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from orchestrator.server.database import Database
+    from orchestrator.server.faults import Fault
     from orchestrator.server.models import Model
     from orchestrator.server.store import Shelf
 
@@ -65,18 +68,21 @@ def create_app(
     run_ttl_s: float = 600.0,
     clock: Callable[[], float] = time.time,
     observe: Callable[[str, str], None] | None = None,
+    faults: Sequence[Fault] = (),
 ) -> Starlette:
     """Build the server as an ASGI application; nothing is opened until its lifespan starts.
 
     Args:
         db: A SQLite file, created when it does not exist, or the URL of a PostgreSQL database
             (`postgresql+psycopg://…`); held exclusively while the app runs.
-        model: What answers; by default the rule engine without rules.
+        model: What answers; by default the rule engine without rules. One that is an async context manager
+            is entered with the lifespan, and left with it.
         api_keys: The accepted keys, each with a namespace of its own; without any, only local callers are
             served.
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
         observe: Called on the loop with method and path of every request, before it is handled.
+        faults: What requests meet on purpose (`orchestrator.server.faults`).
 
     Returns:
         The application. `state.store` is its store, which may be opened ahead of the lifespan by whoever
@@ -97,15 +103,19 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(store.open)
         try:
-            # A key that is not accepted any more may have left runs behind: they, too, come to an end.
-            namespaces = dict.fromkeys([*gate.namespaces, *await store.namespaces_at_work()])
-            backends = {name: backend(store.within(name)) for name in namespaces}
-            for running in backends.values():
-                await running.engine.start()
-            app.state.backends = backends
-            yield
-            for running in backends.values():
-                await running.execution.stop()
+            async with AsyncExitStack() as resources:
+                owner: object = model
+                if isinstance(owner, AbstractAsyncContextManager):
+                    await resources.enter_async_context(owner)
+                # A key that is not accepted any more may have left runs behind: they, too, come to an end.
+                namespaces = dict.fromkeys([*gate.namespaces, *await store.namespaces_at_work()])
+                backends = {name: backend(store.within(name)) for name in namespaces}
+                for running in backends.values():
+                    await running.engine.start()
+                app.state.backends = backends
+                yield
+                for running in backends.values():
+                    await running.execution.stop()
         finally:
             # On the loop, which nobody needs any more: what the engine saved last is handed over here.
             store.close()
@@ -116,7 +126,10 @@ def create_app(
             Route("/healthz", _healthz, methods=["GET"]),
             *(Mount(prefix, app=operations) for prefix in (PREFIX, *_AZURE_PREFIXES)),
         ],
-        middleware=[Middleware(_Door, gate=gate, observe=observe)],
+        middleware=[
+            Middleware(_Door, gate=gate, observe=observe),
+            *([Middleware(SabotageLayer, faults=Faults(faults))] if faults else []),
+        ],
         exception_handlers={RefusalError: _refused, 404: _unknown_url, 405: _wrong_method},
         lifespan=lifespan,
     )

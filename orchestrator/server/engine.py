@@ -315,7 +315,7 @@ class Engine:
         left_s = run["expires_at"] - self._clock()
         before = [message for message in messages if message["run_id"] != run_id]
         active = self._execution.register(run, before, left_s)
-        active.resume(steps)
+        active.resume(steps, list(messages))
         for message in messages:
             if message["run_id"] == run_id and message["status"] == "in_progress":
                 active.resume_message(message)

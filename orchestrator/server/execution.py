@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.protocol.objects import TERMINAL_STATUSES
-from orchestrator.server.active import ActiveRun, Ending
-from orchestrator.server.models import CallPiece, ModelFailedError, TextPiece, Turn
+from orchestrator.server.active import ActiveRun, ContentFilteredError, Ending
+from orchestrator.server.models import CallPiece, ModelFailedError, RunExpiredError, TextPiece, Turn
 from orchestrator.server.refusal import RefusalError
 from orchestrator.server.sse import Subscription, encode
 from orchestrator.server.usage import TokenLimitError
@@ -95,7 +95,7 @@ class Execution:
     def cancel(self, active: ActiveRun) -> None:
         """Begin to cancel a run; it ends on a later turn of the loop."""
         active.begin_cancelling()
-        self._halt(active, "cancelled")
+        self._halt(active, "cancelled", {})
 
     def end(self, active: ActiveRun, ending: Ending, **details: Any) -> None:
         """End a run now; its lock is free before anybody learns of it. `details` as for `ActiveRun.end`."""
@@ -105,6 +105,14 @@ class Execution:
         del self._active[run_id], self._locks[active.run["thread_id"]]
         self._legs.pop(run_id, None)
         self._deliver(active)
+
+    def interrupt(self, active: ActiveRun, ending: Ending, **details: Any) -> None:
+        """End a run from outside, soon, unless it is being cancelled already; `details` as for `end`."""
+        if active.status == "requires_action":
+            # At once: an output that arrives later must find the run over.
+            self.end(active, ending, **details)
+        elif active.status != "cancelling":
+            self._halt(active, ending, details)
 
     def end_streams(self) -> None:
         """End every open stream with an `error` event: no verdict, its reader has to look again."""
@@ -129,6 +137,12 @@ class Execution:
             waits = await self._complete(active)
         except TokenLimitError as limit:
             self.end(active, "incomplete", reason=limit.reason)
+        except ContentFilteredError:
+            # The specification knows this reason for messages only; the run has to say it some other way.
+            error = server_error("The model's content filter stopped the answer.")
+            self.end(active, "incomplete", error=error, message_reason="content_filter")
+        except RunExpiredError:
+            self.end(active, "expired")
         except ModelFailedError as failure:
             self.end(active, "failed", error={"code": failure.code, "message": failure.message})
         except Exception:  # noqa: BLE001 - a model's failure ends its run, whatever it was
@@ -154,25 +168,23 @@ class Execution:
         raise ModelFailedError("server_error", "The model stopped in the middle of its answer.")
 
     def _expire(self, active: ActiveRun) -> None:
-        if active.status == "requires_action":
-            # At once: an output that arrives later must find the run expired.
-            self.end(active, "expired")
-        elif active.status != "cancelling":
-            self._halt(active, "expired")
+        self.interrupt(active, "expired")
 
-    def _halt(self, active: ActiveRun, ending: Ending) -> None:
+    def _halt(self, active: ActiveRun, ending: Ending, details: dict[str, Any]) -> None:
         """Stop the model, and end the run once it has stopped."""
         leg = self._legs.get(active.run["id"])
         if leg is not None:
             # In this turn: a leg that is about to run must not take a cancelling run to another status.
             leg.cancel()
-        self._spawn(self._end_after(leg, active, ending))
+        self._spawn(self._end_after(leg, active, ending, details))
 
-    async def _end_after(self, leg: asyncio.Task[None] | None, active: ActiveRun, ending: Ending) -> None:
+    async def _end_after(
+        self, leg: asyncio.Task[None] | None, active: ActiveRun, ending: Ending, details: dict[str, Any]
+    ) -> None:
         if leg is not None:
             await asyncio.wait([leg])
         if active.status not in TERMINAL_STATUSES:
-            self.end(active, ending)
+            self.end(active, ending, **details)
 
     def _deliver(self, active: ActiveRun) -> None:
         """Close the leg's streams with its last event, once that is on disk."""

@@ -83,6 +83,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
         self._loop = asyncio.get_running_loop()
+        self._app.state.cut_off = self.cut_off
         await super().startup(sockets)
         self._on_listening()
 
@@ -93,6 +94,16 @@ class Server(uvicorn.Server):
         cut_off = self._loop.call_later(_GRACE_S, self._cut_off)
         await super().shutdown(sockets)
         cut_off.cancel()
+
+    def cut_off(self, client: tuple[str, int]) -> None:
+        """Drop one connection without another word; on the server's loop.
+
+        Args:
+            client: Its other end, as in an ASGI scope.
+        """
+        for connection in self.server_state.connections:
+            if getattr(connection, "client", None) == tuple(client) and connection.transport is not None:
+                connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Stop on the first signal; on the second, cut off whoever is still being answered.

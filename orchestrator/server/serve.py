@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.telemetry import configure_logging
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from orchestrator.server.database import Database
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
     from orchestrator.server.store import Store
 
@@ -38,6 +39,9 @@ def run(
     db: Database | None = None,
     api_keys: Sequence[str] = (),
     script: Path | None = None,
+    model_url: str | None = None,
+    model_key: str | None = None,
+    model_name: str | None = None,
     run_ttl_s: float = 600.0,
     log_level: Literal["debug", "info", "warning", "error"] = "info",
     on_listening: Callable[[str], None] | None = None,
@@ -56,6 +60,9 @@ def run(
         api_keys: The accepted keys, each with a namespace of its own; without any, only local callers are
             served.
         script: Rules for the built-in model (`orchestrator.server.script`); a Python file is executed.
+        model_url: A Chat Completions endpoint that answers instead of the built-in model.
+        model_key: The key it wants; never logged.
+        model_name: The model to ask it for, whatever the runs say.
         run_ttl_s: Seconds after which a run that is not over expires.
         log_level: `"debug"`, `"info"` (a line per request), `"warning"` or `"error"`.
         on_listening: Called with the base URL instead of the line on stdout being printed.
@@ -71,6 +78,7 @@ def run(
                 _listen(host, port, api_keys),
                 db or _temporary(resources),
                 _script(script),
+                _Upstream(model_url, model_key, model_name),
                 api_keys=api_keys,
                 run_ttl_s=run_ttl_s,
                 announce=on_listening or _print_listening,
@@ -86,6 +94,7 @@ def _serve(
     listener: socket.socket,
     db: Database,
     script: Script,
+    upstream: _Upstream,
     *,
     api_keys: Sequence[str],
     run_ttl_s: float,
@@ -93,11 +102,12 @@ def _serve(
 ) -> None:
     from orchestrator.server.app import PREFIX, create_app
     from orchestrator.server.listener import Server, url_of
-    from orchestrator.server.rules import RuleModel
 
     resources.callback(listener.close)
     url = url_of(listener, PREFIX)
-    app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    app = create_app(
+        db=db, model=_model(script, upstream), faults=script.faults, api_keys=api_keys, run_ttl_s=run_ttl_s
+    )
     resources.callback(app.state.store.close)
     _open(app.state.store, db)
     _stop_with_the_terminal()
@@ -134,11 +144,38 @@ def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
         raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
+class _Upstream(NamedTuple):
+    """A Chat Completions endpoint, as it was asked for."""
+
+    url: str | None
+    key: str | None
+    name: str | None
+
+
+def _model(script: Script, upstream: _Upstream) -> Model:
+    if upstream.url is None:
+        from orchestrator.server.rules import RuleModel
+
+        if upstream != (None, None, None):
+            raise _BadConfigurationError("a model's key or name belongs to an endpoint: give its URL, too")
+        return RuleModel(script)
+    from orchestrator.server.chat import BadEndpointError, ChatModel, Endpoint
+
+    if script.rules:
+        raise _BadConfigurationError(
+            "the script has rules, and a model's URL was given: only one can answer; faults alone may stay"
+        )
+    try:
+        return ChatModel(Endpoint.of(upstream.url, upstream.key), name=upstream.name)
+    except BadEndpointError as error:
+        raise _BadConfigurationError(str(error)) from None
+
+
 def _script(path: Path | None) -> Script:
-    from orchestrator.server.script import ScriptError, load
+    from orchestrator.server.script import Script, ScriptError, load
 
     try:
-        return () if path is None else load(path)
+        return Script() if path is None else load(path)
     except ScriptError as error:
         raise _BadConfigurationError(" ".join(str(error).split())) from None
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.server import objects
-from orchestrator.server.models import CHARS_PER_TOKEN, tokens_in
+from orchestrator.server.models import tokens_in
 
 if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
@@ -47,8 +47,11 @@ class Meter:
         """Begin to count a completion.
 
         Raises:
-            TokenLimitError: The prompt does not fit into what is left of `max_prompt_tokens`.
+            TokenLimitError: The prompt does not fit into what is left of `max_prompt_tokens`, or nothing is
+                left of `max_completion_tokens`.
         """
+        if self.completion_tokens_left() == 0:
+            raise TokenLimitError("max_completion_tokens")
         limit = self._run["max_prompt_tokens"]
         if limit is not None and self._spent("prompt_tokens") + prompt_tokens > limit:
             raise TokenLimitError("max_prompt_tokens")
@@ -72,14 +75,14 @@ class Meter:
             dropped += 1
         return replace(prompt, turns=prompt.turns[:1] + prompt.turns[1 + dropped :])
 
-    def take(self, text: str) -> str:
-        """Count a piece as said; return as much of it as `max_completion_tokens` allows."""
+    def completion_tokens_left(self) -> int | None:
+        """Return what the next completion may say, over all of the run's; `None` without a limit."""
         limit = self._run["max_completion_tokens"]
-        if limit is not None:
-            left = CHARS_PER_TOKEN * (limit - self._spent("completion_tokens")) - self._said
-            text = text[: max(0, left)]
+        return None if limit is None else max(0, limit - self._spent("completion_tokens"))
+
+    def take(self, text: str) -> None:
+        """Count a piece as said."""
         self._said += len(text)
-        return text
 
     def finish(self, finish: Finish) -> dict[str, int]:
         """Add the completion to the run's usage and return it; the model's own counts win."""

@@ -1,0 +1,65 @@
+"""The body of an endpoint's answer as JSON texts, whether it is an event stream or one JSON object.
+
+Owns telling the two apart, because endpoints that cannot stream answer a streaming request with JSON, and
+some gateways mislabel streams. Pure: it is fed bytes in any chunking.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
+from orchestrator.server.chat.answer import UnreadableAnswerError
+
+__all__ = ["Incoming"]
+
+_STREAM_STARTS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+
+class Incoming:
+    """One body on its way in.
+
+    Args:
+        content_type: The answer's header, perhaps `""`.
+        max_bytes: The most bytes that are taken.
+
+    Attributes:
+        done: Whether the endpoint said that this was all.
+    """
+
+    def __init__(self, content_type: str, *, max_bytes: int) -> None:
+        self.done = False
+        self._left = max_bytes
+        self._decoder = SSEDecoder(max_event_bytes=max_bytes) if "event-stream" in content_type else None
+        self._whole: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take in the next bytes and return the JSON texts they complete; after `[DONE]` nothing is taken.
+
+        Raises:
+            UnreadableAnswerError: The body is larger than allowed.
+        """
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise UnreadableAnswerError("is larger than this server takes")
+        if self._decoder is None and not self._whole and chunk.lstrip().startswith(_STREAM_STARTS):
+            self._decoder = SSEDecoder()
+        if self._decoder is None:
+            self._whole.append(chunk)
+            return []
+        try:
+            events = [event.data for event in self._decoder.feed(chunk)]
+        except EventTooLarge:
+            raise UnreadableAnswerError("is larger than this server takes") from None
+        for position, data in enumerate(events):
+            if data.strip() == b"[DONE]":
+                self.done = True
+                return events[:position]
+        return events
+
+    def end(self) -> list[bytes]:
+        """Return what the end of the body completes: a JSON object that came whole is all there is."""
+        whole = b"".join(self._whole)
+        if whole:
+            self.done = True
+        return [whole] if whole else []
