@@ -75,6 +75,7 @@ def test_every_option_of_a_run_reaches_the_endpoint() -> None:
             "response_format": schema,
             "temperature": 0.2,
             "top_p": 0.9,
+            "reasoning_effort": "low",
             "max_completion_tokens": 300,
             "truncation_strategy": {"type": "last_messages", "last_messages": 2},
         }
@@ -93,6 +94,7 @@ def test_every_option_of_a_run_reaches_the_endpoint() -> None:
         "response_format": schema,
         "temperature": 0.2,
         "top_p": 0.9,
+        "reasoning_effort": "low",
         "max_completion_tokens": 300,
     }
 
@@ -234,6 +236,7 @@ def test_an_endpoint_that_sends_calls_in_one_json_answer_is_as_good() -> None:
         ("This model does not support streaming", "stream", "messages"),
         ("max_completion_tokens is not known", "max_completion_tokens", "max_tokens"),
         ("parallel_tool_calls: extra fields not permitted", "parallel_tool_calls", "tools"),
+        ("Unrecognized request argument: reasoning_effort", "reasoning_effort", "tools"),
     ],
 )
 def test_a_parameter_that_an_endpoint_does_not_know_is_left_out_from_then_on(
@@ -241,7 +244,8 @@ def test_a_parameter_that_an_endpoint_does_not_know_is_left_out_from_then_on(
 ) -> None:
     with asking(failure(400, message=refusal), reply(WHOLE), reply(WHOLE)) as (speaker, endpoint):
         for _ in range(2):
-            path = speaker.run("x", TIME, max_completion_tokens=300, parallel_tool_calls=False)
+            options = {"parallel_tool_calls": False, "reasoning_effort": "low"}
+            path = speaker.run("x", TIME, max_completion_tokens=300, **options)
             speaker.until(path, "completed")
     bodies = [one.json for one in endpoint.received]
     assert [gone in body for body in bodies] == [True, False, False]

@@ -47,6 +47,8 @@ def question(prompt: Prompt, *, model: str | None = None) -> JSON:
     for name, value in (("temperature", prompt.temperature), ("top_p", prompt.top_p)):
         if value is not None and value != 1:
             body[name] = value
+    if prompt.reasoning_effort is not None:
+        body["reasoning_effort"] = prompt.reasoning_effort
     if prompt.max_completion_tokens is not None:
         body["max_completion_tokens"] = prompt.max_completion_tokens
     if isinstance(prompt.response_format, dict) and prompt.response_format["type"] != "text":
@@ -116,6 +118,7 @@ _OPTIONAL: Final = {
     "stream": re.compile(rb"\bstream(?:ing)?\b"),
     "max_completion_tokens": re.compile(rb"max_completion_tokens"),
     "parallel_tool_calls": re.compile(rb"parallel_tool_calls"),
+    "reasoning_effort": re.compile(rb"reasoning_effort"),
 }
 """What the exchange can do without, and how an endpoint that does not know it calls it."""
 
