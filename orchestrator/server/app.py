@@ -67,6 +67,9 @@ def create_app(
 ) -> Starlette:
     """Build the server as an ASGI application; nothing is opened until its lifespan starts.
 
+    An application that mounts it has to run that lifespan within its own (`router.lifespan_context`):
+    Starlette runs those of the outermost application only.
+
     Args:
         db: The SQLite file; created when it does not exist, and held exclusively while the app runs.
         model: What answers; by default the rule engine without rules.
