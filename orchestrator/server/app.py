@@ -72,6 +72,9 @@ def create_app(
 ) -> Starlette:
     """Build the server as an ASGI application; nothing is opened until its lifespan starts.
 
+    An application that mounts it has to run that lifespan within its own (`router.lifespan_context`):
+    Starlette runs those of the outermost application only.
+
     Args:
         db: A SQLite file, created when it does not exist, or the URL of a PostgreSQL database
             (`postgresql+psycopg://…`); held exclusively while the app runs.

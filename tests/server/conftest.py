@@ -78,6 +78,12 @@ rules:
     match: 'crash'
     steps:
       - fail: {message: 'it crashed'}
+  - name: paced
+    match: 'paced'
+    piece_chars: 4
+    piece_s: 0.02
+    steps:
+      - say: 'word by word and piece by piece'
   - name: hello
     match: 'hello'
     steps:

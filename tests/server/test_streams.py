@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from orchestrator.testing import running_server
 from server.conftest import SCRIPT
 from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
@@ -249,7 +251,7 @@ def test_a_cancel_before_the_model_says_anything_leaves_only_the_run_to_end(spea
 
 
 def test_a_run_that_expires_in_the_middle_of_a_call_expires_its_step() -> None:
-    with running_server(SCRIPT, run_ttl_s=0.3) as server:
+    with running_server(SCRIPT, run_ttl_s=1) as server:
         speaker = Speaker(server)
         with speaker.http:
             path, events = _start(speaker, "stall", WEATHER)
@@ -258,7 +260,7 @@ def test_a_run_that_expires_in_the_middle_of_a_call_expires_its_step() -> None:
 
 
 def test_a_run_that_expires_before_the_model_says_anything_just_expires() -> None:
-    with running_server(SCRIPT, run_ttl_s=0.3) as server:
+    with running_server(SCRIPT, run_ttl_s=1) as server:
         speaker = Speaker(server)
         with speaker.http:
             _, events = _start(speaker, "think")
@@ -297,3 +299,35 @@ def test_outputs_do_not_give_a_run_more_time(speaker: Speaker) -> None:
     again = speaker.ok("POST", f"{path}/submit_tool_outputs", outputs((call_id, '{"hour": 1}')))
     assert (again["status"], again["expires_at"]) == ("queued", expires_at)
     assert speaker.until(path, "requires_action")["expires_at"] == expires_at
+
+
+MOMENTS = [
+    *("run.created", "run.queued", "run.in_progress", "run.step.created", "run.step.in_progress"),
+    *("message.created", "message.delta", "message.completed", "run.step.completed", "run.completed"),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_cancel_at_any_moment_ends_in_one_verdict_and_frees_the_thread(
+    speaker: Speaker, moment: str
+) -> None:
+    thread_id = speaker.thread("paced")
+    answer: int | None = None
+    events: list[Event] = []
+    body = {"assistant_id": speaker.assistant()}
+    with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
+        for event in stream:
+            events.append(event)
+            if answer is None and event[0] == f"thread.{moment}":
+                path = f"/threads/{thread_id}/runs/{events[0][1]['id']}"
+                answer = speaker.send("POST", f"{path}/cancel").status_code
+    run = events[-2][1]
+    assert run == speaker.ok("GET", path)
+    assert run["status"] == ("cancelled" if answer == 200 else "completed")
+    verdicts = [name for name, _ in events if name in ("thread.run.cancelled", "thread.run.completed")]
+    assert verdicts == [f"thread.run.{run['status']}"]
+    steps = speaker.ok("GET", f"{path}/steps")["data"]
+    assert {step["status"] for step in steps} <= {run["status"], "completed"}
+    messages = speaker.ok("GET", f"/threads/{thread_id}/messages")["data"]
+    assert "in_progress" not in {message["status"] for message in messages}
+    speaker.ok("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "the lock is gone"})
