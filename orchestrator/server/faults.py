@@ -6,12 +6,12 @@ tests of programs that speak this protocol:
 
 ```yaml
 faults:                       # tried in order at each request; the first that fits and is due is played
-  - on: create_run            # the operation, or a list of them (default: every one)
+  - operation: create_run     # the operation, or a list of them (default: every one)
     match: '(?i)oslo'         # searched in the texts of the request's body, one a line (default: any)
     nth: 1                    # which of the requests that fit, or a list: [1, 3] (default: each of them)
     answer: {status: 429, retry_after_s: 2}
-  - {on: submit_tool_outputs, nth: 1, drop: {after_events: 3}}
-  - {on: create_thread_and_run, nth: 1, drop: {performed: true}}
+  - {operation: submit_tool_outputs, nth: 1, drop: {after_events: 3}}
+  - {operation: create_thread_and_run, nth: 1, drop: {performed: true}}
 ```
 
 Operations are named like the client's methods: `create_run`, `get_run`, `submit_tool_outputs` and so on. A
@@ -118,7 +118,7 @@ class Fail(_Spec, frozen=True, kw_only=True):
 
 
 class _FaultSpec(_Spec, frozen=True, kw_only=True):
-    on: str | list[str] | None = None
+    operation: str | list[str] | None = None
     match: str | None = None
     nth: _COUNT | list[_COUNT] | None = None
     answer: Answer | None = None
@@ -235,7 +235,7 @@ def fault(raw: Any) -> Fault:
     actions = [action for name in _ACTIONS if (action := getattr(spec, name)) is not None]
     if len(actions) != 1:
         raise FaultError(f"give exactly one of {', '.join(_ACTIONS)}")
-    operations = [spec.on] if isinstance(spec.on, str) else spec.on or []
+    operations = [spec.operation] if isinstance(spec.operation, str) else spec.operation or []
     turns = [spec.nth] if isinstance(spec.nth, int) else spec.nth or []
     _check(actions[0], operations)
     try:
@@ -253,7 +253,7 @@ def _check(action: Action, operations: list[str]) -> None:
         raise FaultError("give `after_events` or `performed`: what has events was performed")
     if isinstance(action, Expire | Fail) and not (operations and _ON_A_RUN.issuperset(operations)):
         listed = ", ".join(sorted(_ON_A_RUN))
-        raise FaultError(f"`expire` and `fail` need `on` with operations that name a run: {listed}")
+        raise FaultError(f"`expire` and `fail` need an `operation` that names a run: {listed}")
 
 
 def _texts(body: bytes) -> Iterator[str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from orchestrator.server import faults
 from orchestrator.server.faults import operation_of
-from orchestrator.server.script import ScriptError, build, load
+from orchestrator.server.script import ScriptError, build, load, parse
 from orchestrator.testing import running_server
 from server.speaker import WEATHER, Event, Speaker, names, outputs
 
@@ -56,7 +57,7 @@ def _runs(speaker: Speaker, path: str) -> list[dict[str, Any]]:
 
 def test_an_answer_can_be_an_error_with_a_hint_when_to_come_back() -> None:
     answer = {"status": 429, "message": "Slow down.", "code": "rate_limit_exceeded", "retry_after_s": 1.5}
-    with _speaking({"on": "create_run", "nth": 1, "answer": answer}) as speaker:
+    with _speaking({"operation": "create_run", "nth": 1, "answer": answer}) as speaker:
         path, body = _open(speaker, "hello")
         refused = speaker.send("POST", path, body)
         assert refused.status_code == 429
@@ -73,7 +74,9 @@ def test_an_answer_can_be_an_error_with_a_hint_when_to_come_back() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_can_come_after_everything_was_done(stream: bool) -> None:
-    with _speaking({"on": "create_run", "nth": 1, "answer": {"status": 500, "performed": True}}) as speaker:
+    with _speaking(
+        {"operation": "create_run", "nth": 1, "answer": {"status": 500, "performed": True}}
+    ) as speaker:
         path, body = _open(speaker, "hello")
         speaker.refused(500, "POST", path, {**body, "stream": stream})
         (run,) = _runs(speaker, path)
@@ -85,7 +88,7 @@ def test_an_error_can_come_after_everything_was_done(stream: bool) -> None:
 def test_a_connection_can_be_cut_before_anything_is_done_or_after_everything(
     performed: bool, runs: int, stream: bool
 ) -> None:
-    with _speaking({"on": "create_run", "nth": 1, "drop": {"performed": performed}}) as speaker:
+    with _speaking({"operation": "create_run", "nth": 1, "drop": {"performed": performed}}) as speaker:
         path, body = _open(speaker, "hello")
         with pytest.raises(CUT):
             speaker.http.post(path, json={**body, "stream": stream})
@@ -96,7 +99,7 @@ def test_a_connection_can_be_cut_before_anything_is_done_or_after_everything(
 
 @pytest.mark.parametrize("events", [0, 1, 7])
 def test_a_stream_can_be_cut_after_so_many_events_and_the_run_goes_on(events: int) -> None:
-    with _speaking({"on": "create_run", "drop": {"after_events": events}}) as speaker:
+    with _speaking({"operation": "create_run", "drop": {"after_events": events}}) as speaker:
         path, body = _open(speaker, "hello")
         seen: list[Event] = []
         with speaker.streaming(path, body) as stream, pytest.raises(CUT):
@@ -107,7 +110,7 @@ def test_a_stream_can_be_cut_after_so_many_events_and_the_run_goes_on(events: in
 
 
 def test_a_stream_can_end_without_its_done_as_if_all_was_well() -> None:
-    with _speaking({"on": "create_run", "end": {"after_events": 3}}) as speaker:
+    with _speaking({"operation": "create_run", "end": {"after_events": 3}}) as speaker:
         path, body = _open(speaker, "hello")
         with speaker.streaming(path, body) as stream:
             assert names(list(stream)) == TEXT_RUN[:3]
@@ -115,14 +118,14 @@ def test_a_stream_can_end_without_its_done_as_if_all_was_well() -> None:
 
 
 def test_a_fault_of_streams_leaves_other_and_shorter_answers_alone() -> None:
-    with _speaking({"on": "create_run", "drop": {"after_events": 1000}}) as speaker:
+    with _speaking({"operation": "create_run", "drop": {"after_events": 1000}}) as speaker:
         path, body = _open(speaker, "hello")
         assert speaker.stream(path, body)[-2][1]["status"] == "completed"
         speaker.ok("POST", path, body)
 
 
 def test_a_stream_can_fall_silent_and_go_on_without_loss() -> None:
-    with _speaking({"on": "create_run", "stall": {"after_events": 2, "seconds": 0.3}}) as speaker:
+    with _speaking({"operation": "create_run", "stall": {"after_events": 2, "seconds": 0.3}}) as speaker:
         path, body = _open(speaker, "hello")
         assert names(speaker.stream(path, body))[:7] == TEXT_RUN
 
@@ -130,8 +133,8 @@ def test_a_stream_can_fall_silent_and_go_on_without_loss() -> None:
 def test_a_silence_ends_when_its_client_goes() -> None:
     # An hour each: leaving `running_server` would wait for them, and this test has no such time.
     stalls: list[dict[str, Any]] = [
-        {"on": "create_run", "stall": {"after_events": 1, "seconds": 3600}},
-        {"on": "list_runs", "stall": {"seconds": 3600}},
+        {"operation": "create_run", "stall": {"after_events": 1, "seconds": 3600}},
+        {"operation": "list_runs", "stall": {"seconds": 3600}},
     ]
     with _speaking(*stalls) as speaker:
         path, body = _open(speaker, "hello")
@@ -143,12 +146,12 @@ def test_a_silence_ends_when_its_client_goes() -> None:
 
 def test_a_run_can_expire_or_fail_under_a_request_for_it() -> None:
     failure = {"code": "invalid_prompt", "message": "not this"}
-    faults: list[dict[str, Any]] = [
-        {"on": "submit_tool_outputs", "nth": 1, "expire": {}},
-        {"on": ["submit_tool_outputs", "get_run"], "match": "bad", "fail": failure},
-        {"on": "modify_run", "fail": failure},
+    ordered: list[dict[str, Any]] = [
+        {"operation": "submit_tool_outputs", "nth": 1, "expire": {}},
+        {"operation": ["submit_tool_outputs", "get_run"], "match": "bad", "fail": failure},
+        {"operation": "modify_run", "fail": failure},
     ]
-    with _speaking(*faults) as speaker:
+    with _speaking(*ordered) as speaker:
         path, (call_id,) = speaker.waiting("weather", WEATHER)
         error = speaker.refused(400, "POST", f"{path}/submit_tool_outputs", outputs((call_id, "cold")))
         assert error["message"] == 'Runs in status "expired" do not accept tool outputs.'
@@ -169,12 +172,12 @@ def test_a_rule_can_let_its_run_expire_in_the_middle_of_a_text() -> None:
 
 def test_requests_are_told_apart_by_operation_text_and_count() -> None:
     answer = {"answer": {"status": 503}}
-    faults: list[dict[str, Any]] = [
-        {"on": "create_message", "match": "(?i)oslo", "nth": [2, 3], **answer},
-        {"on": ["create_thread"], "match": "(?m)^second$", **answer},
+    ordered: list[dict[str, Any]] = [
+        {"operation": "create_message", "match": "(?i)oslo", "nth": [2, 3], **answer},
+        {"operation": ["create_thread"], "match": "(?m)^second$", **answer},
         {"match": "everywhere", **answer},
     ]
-    with _speaking(*faults) as speaker:
+    with _speaking(*ordered) as speaker:
         thread = speaker.thread()
         statuses = [
             speaker.send("POST", f"/threads/{thread}/messages", {"role": "user", "content": text}).status_code
@@ -207,7 +210,10 @@ def test_operations_are_recognised_below_any_prefix() -> None:
     [
         ({}, "give exactly one of answer, drop, end, stall, expire, fail"),
         ({"drop": {}, "expire": {}}, "give exactly one of"),
-        ({"on": "create_runs", "drop": {}}, "no operation is called `create_runs`; there are: cancel_run, "),
+        (
+            {"operation": "create_runs", "drop": {}},
+            "no operation is called `create_runs`; there are: cancel_run, ",
+        ),
         ({"match": "(", "drop": {}}, "is not a regular expression"),
         ({"nth": 0, "drop": {}}, ">= 1"),
         ({"nth": [1, 0], "drop": {}}, ">= 1"),
@@ -217,9 +223,9 @@ def test_operations_are_recognised_below_any_prefix() -> None:
         ({"drop": {"after_events": 1, "performed": True}}, "give `after_events` or `performed`"),
         ({"end": {}}, "missing required field `after_events`"),
         ({"stall": {"seconds": -1}}, ">= 0"),
-        ({"expire": {}}, "need `on` with operations that name a run: cancel_run"),
-        ({"on": ["get_run", "create_run"], "fail": {"message": "m"}}, "that name a run"),
-        ({"on": "get_run", "fail": {"code": "x", "message": "m"}}, "fail.code"),
+        ({"expire": {}}, "need an `operation` that names a run: cancel_run"),
+        ({"operation": ["get_run", "create_run"], "fail": {"message": "m"}}, "that names a run"),
+        ({"operation": "get_run", "fail": {"code": "x", "message": "m"}}, "fail.code"),
         ("drop", "Expected `object`"),
     ],
 )
@@ -232,9 +238,20 @@ def test_a_mistake_is_named_with_its_file_and_number(fault: Any, text: str, tmp_
     assert text in str(caught.value)
 
 
+def test_the_faults_that_the_documentation_shows_are_read_from_yaml() -> None:
+    assert faults.__doc__ is not None
+    shown = faults.__doc__.partition("```yaml\n")[2].partition("```")[0]
+    script = build(parse(shown, "shown"))
+    assert [one.operations for one in script.faults] == [
+        {"create_run"},
+        {"submit_tool_outputs"},
+        {"create_thread_and_run"},
+    ]
+
+
 def test_a_python_script_may_define_faults(tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
-    file.write_text("faults = [{'on': 'get_run', 'nth': n, 'drop': {}} for n in (1, 3)]")
+    file.write_text("faults = [{'operation': 'get_run', 'nth': n, 'drop': {}} for n in (1, 3)]")
     script = load(file)
     assert (len(script.rules), len(script.faults)) == (0, 2)
     assert build([]).faults == ()
