@@ -110,7 +110,7 @@ def serve(
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
 ) -> None:
-    """Serve the Threads/Runs protocol from one file, with the built-in rule engine for a model."""
+    """Serve the Threads/Runs protocol from one database, with the built-in rule engine for a model."""
     from orchestrator.server.serve import run
 
     keys = list(api_key or ())
