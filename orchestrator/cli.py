@@ -122,7 +122,7 @@ def serve(
     ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
 ) -> None:
-    """Serve the Threads/Runs protocol from one file, in front of a model or the built-in rule engine."""
+    """Serve the Threads/Runs protocol from one database, in front of a model or the built-in rule engine."""
     from orchestrator.server.serve import run
 
     keys = list(api_key or ())

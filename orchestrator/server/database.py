@@ -151,11 +151,13 @@ class Tenancy:
 
 
 def _sqlite(path: Path) -> Engine:
+    # Parameters are hidden here and below: errors are logged, and what users wrote is not.
     return create_engine(
         # Not a string: in one, a question mark in the path would begin options, and open another file.
         URL.create("sqlite", database=str(path.absolute())),
         poolclass=NullPool,
         connect_args={"check_same_thread": False, "timeout": _SQLITE_WAIT_S, "isolation_level": None},
+        hide_parameters=True,
     )
 
 
@@ -168,7 +170,7 @@ def _postgresql(text: str) -> Engine:
         raise DatabaseURLError(f"a URL must begin with {_DRIVER}:// (for SQLite, give the file)")
     settings = {name: value for name, value in _LINK.items() if name not in url.query}
     try:
-        return create_engine(url, poolclass=NullPool, connect_args=settings)
+        return create_engine(url, poolclass=NullPool, connect_args=settings, hide_parameters=True)
     except ImportError:
         raise DatabaseURLError(
             "PostgreSQL needs another extra: pip install 'run-orchestrator[server,postgres]'"

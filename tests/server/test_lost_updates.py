@@ -20,7 +20,7 @@ from orchestrator.server.rules import RuleModel
 from orchestrator.server.script import build, parse
 from orchestrator.server.security import OPEN
 from server.conftest import SCRIPT
-from server.speaker import TIME
+from server.speaker import TIME, outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -204,5 +204,46 @@ def test_a_message_to_a_thread_that_is_deleted_meanwhile_is_refused_and_not_kept
             )
             assert (answer.status_code, deleted) == (404, True)
             assert await store.all("messages", thread_id=thread_id) == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["assistant", "thread", "message", "run", "outputs"])
+def test_what_is_created_or_accepted_is_answered_for_only_when_it_is_stored(
+    database: Database, what: str
+) -> None:
+    async def main() -> None:
+        async with calling(database) as caller:
+            path = await caller.waiting_run()
+            run = await caller.ok("GET", path)
+            (call,) = run["required_action"]["submit_tool_outputs"]["tool_calls"]
+            thread = f"/threads/{(await caller.ok('POST', '/threads', {}))['id']}"
+            where, body = {
+                "assistant": ("/assistants", {"model": "rules"}),
+                "thread": ("/threads", {}),
+                "message": (f"{thread}/messages", {"role": "user", "content": "hello"}),
+                "run": (f"{thread}/runs", {"assistant_id": run["assistant_id"]}),
+                "outputs": (f"{path}/submit_tool_outputs", outputs((call["id"], "1"))),
+            }[what]
+            loop, store = asyncio.get_running_loop(), caller.backend.store._store
+            writing, go, batch = asyncio.Event(), threading.Event(), store._batch
+
+            def held(connection: Any, saves: Any, jobs: Any) -> Exception | None:
+                if saves:
+                    loop.call_soon_threadsafe(writing.set)
+                    assert go.wait(PATIENCE_S)
+                return batch(connection, saves, jobs)
+
+            await store.perform(lambda _: None)
+            store._batch = held  # type: ignore[method-assign]  # a disk that takes its time
+            asked = asyncio.create_task(caller.ok("POST", where, body))
+            try:
+                await writing.wait()
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                assert not asked.done()
+            finally:
+                go.set()
+            await asked
 
     asyncio.run(main())

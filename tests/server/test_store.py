@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.server import objects, queries
 from orchestrator.server.database import DatabaseHeldError
@@ -142,12 +144,15 @@ def test_an_id_that_no_database_would_take_is_not_found_and_harms_nobody(
     perform(story())
 
 
-def test_a_query_that_fails_in_the_database_fails_alone(database: Database) -> None:
+def test_a_query_that_fails_in_the_database_fails_alone_and_tells_nothing_of_what_was_in_it(
+    database: Database,
+) -> None:
     async def story() -> None:
         async with opened(database) as store:
             shelf, made = store.within(""), thread()
             shelf.save("threads", made)
-            broken = store.perform(lambda connection: connection.exec_driver_sql("SELECT no_such_column"))
+            query = text("SELECT no_such_column WHERE :word = 'a'").bindparams(word="what a user wrote")
+            broken = store.perform(lambda connection: connection.execute(query))
             results = await asyncio.gather(
                 shelf.get("threads", made["id"]),
                 broken,
@@ -155,7 +160,8 @@ def test_a_query_that_fails_in_the_database_fails_alone(database: Database) -> N
                 return_exceptions=True,
             )
             assert results[0] == results[2] == made
-            assert isinstance(results[1], Exception)
+            assert isinstance(results[1], SQLAlchemyError)
+            assert "what a user wrote" not in str(results[1]), "it would be logged"
 
     perform(story())
 
