@@ -111,6 +111,13 @@ def test_arguments_may_be_an_object_or_missing() -> None:
     ]
 
 
+def test_calls_without_arguments_under_one_index_are_told_apart_by_their_ids() -> None:
+    outputs = _read(
+        [_chunk(_fragment("a", "", index=0, id="1")), _chunk(_fragment("b", "", index=0, id="2"))]
+    )
+    assert _calls(outputs) == [("a", "{}"), ("b", "{}")]
+
+
 def test_without_parallel_calls_what_follows_the_first_is_dropped_with_all_its_pieces() -> None:
     chunks = [
         _chunk(_fragment("a", '{"x":1}')),
