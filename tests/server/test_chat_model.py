@@ -224,6 +224,7 @@ WHOLE = {
         ([chunks([*text("Mis", "labelled."), DONE], content_type="text/plain")], "Mislabelled."),
         ([chunks([b": keep-alive\n\n", *text("No reason."), DONE])], "No reason."),
         ([chunks([*text("No [DONE]."), delta("stop")])], "No [DONE]."),
+        ([chunks([*text("More behind it."), DONE, *text("Not this.")])], "More behind it."),
         ([chunks([*text("Cut behind the end."), delta("stop")], end=b"")], "Cut behind the end."),
     ],
 )
@@ -331,6 +332,19 @@ def test_what_fails_before_the_first_word_is_asked_again(fault: Step) -> None:
             1,
             "server_error",
             "The model's server answered HTTP 307 (Temporary Redirect).",
+        ),
+        (failure(529), 4, "server_error", "The model's server answered HTTP 529 to each of 4 attempts."),
+        (
+            reply(b"x" * 200_000, 403),
+            1,
+            "server_error",
+            "The model's server answered HTTP 403 (Forbidden).",
+        ),
+        (
+            raw(head(403, {"content-length": "100"}) + b"half"),
+            1,
+            "server_error",
+            "The model's server answered HTTP 403 (Forbidden).",
         ),
         (hang_up, 4, "server_error", "The connection to the model's server broke (4 attempts)."),
         (

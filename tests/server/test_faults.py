@@ -196,6 +196,8 @@ def test_requests_are_told_apart_by_operation_text_and_count() -> None:
             messages = [{"role": "user", "content": text} for text in texts]
             assert speaker.send("POST", "/threads", {"messages": messages}).status_code == status
         speaker.refused(503, "POST", "/assistants", {"model": "m", "metadata": {"a": "everywhere"}})
+        json_type = {"content-type": "application/json"}
+        speaker.refused(400, "POST", "/assistants", content=b'{"model": "everywhere', headers=json_type)
         speaker.ok("POST", "/assistants", {"model": "m", "metadata": {"everywhere": "key"}})
 
 
