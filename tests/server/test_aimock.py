@@ -34,7 +34,7 @@ def _error(status: int, **more: Any) -> dict[str, Any]:
 
 
 FIXTURES = [
-    _fixture("hello", {"content": "Hello \N{GRINNING FACE} to you."}),
+    _fixture("hello", {"content": "Hey \N{GRINNING FACE} to you."}),
     _fixture("one round", _calls(("get_time", '{"zone": "utc"}')), turn=0),
     _fixture("one round", {"content": "It is noon."}, turn=1),
     _fixture(
@@ -88,9 +88,7 @@ def test_a_text_arrives_piece_by_piece_and_whole(speaker: Speaker) -> None:
         if name == "thread.message.delta"
     ]
     assert len(pieces) > 2
-    assert "".join(pieces) == "Hello \N{GRINNING FACE} to you.", (
-        "aimock cuts between the halves of a character"
-    )
+    assert "".join(pieces) == "Hey \N{GRINNING FACE} to you.", "aimock cuts between the halves of a character"
     assert names(events)[-1:] == ["done"]
     assert events[-2][1]["status"] == "completed"
     assert events[-2][1]["usage"]["completion_tokens"] > 0

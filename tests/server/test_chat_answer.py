@@ -89,6 +89,12 @@ A, B = ("a", '{"x":1}'), ("b", '{"y":2}')
             _chunk(_fragment("b", '{"y":2}', index=1, id="2")),
             _chunk(_fragment("b", "", index=1, id="2")),
         ],
+        [
+            _chunk(_fragment("a", "", index=0, id="1")),
+            _chunk(_fragment("a", '{"x"', index=0)),
+            _chunk(_fragment("a", ":1}", index=0)),
+            _chunk(_fragment("b", '{"y":2}', index=0)),
+        ],
         # A name that comes late; indexes that begin at 1.
         [
             _chunk(_fragment(arguments='{"x"', index=1, id="1")),
@@ -109,6 +115,18 @@ def test_arguments_may_be_an_object_or_missing() -> None:
         ("a", {"x": 1}),
         ("b", {}),
     ]
+
+
+def test_calls_without_arguments_under_one_index_are_told_apart_by_their_ids() -> None:
+    outputs = _read(
+        [_chunk(_fragment("a", "", index=0, id="1")), _chunk(_fragment("b", "", index=0, id="2"))]
+    )
+    assert _calls(outputs) == [("a", "{}"), ("b", "{}")]
+
+
+def test_a_name_with_every_fragment_begins_no_call_while_the_arguments_are_unfinished() -> None:
+    chunks = [_chunk(_fragment("a", '{"x":', index=0)), _chunk(_fragment("a", '{"y":2}}', index=0))]
+    assert _calls(_read(chunks)) == [("a", '{"x":{"y":2}}')]
 
 
 def test_without_parallel_calls_what_follows_the_first_is_dropped_with_all_its_pieces() -> None:

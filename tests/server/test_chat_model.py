@@ -16,6 +16,8 @@ from server.chat_endpoint import DONE, KEY, QUICK, asking, call, completion, dat
 from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from faulty_server import Step
 
 HELLO = completion(*text("Hello", ", you."), usage(7, 3))
@@ -145,6 +147,21 @@ def test_calls_come_in_fragments_under_ids_that_repeat_and_leave_under_ids_of_ou
     assert "tool_choice" not in asked.json, "a call that is forced again and again leaves no answer"
 
 
+def test_after_a_restart_the_endpoint_is_told_what_was_said_before_it(tmp_path: Path) -> None:
+    looking = completion(*text("Let me see."), call(0, "get_time", '{"a":1}'), finish="tool_calls")
+    db = tmp_path / "kept.sqlite"
+    with asking(looking, db=db) as (speaker, _):
+        path, ids = speaker.waiting("x", TIME, instructions="Be kind.")
+    with asking(HELLO, db=db) as (speaker, endpoint):
+        speaker.ok("POST", f"{path}/submit_tool_outputs", outputs((ids[0], "noon")))
+        speaker.until(path, "completed")
+    told = endpoint.received[0].json["messages"]
+    assert [one["role"] for one in told] == ["system", "user", "assistant", "tool"]
+    assert told[2]["content"] == "Let me see."
+    assert told[2]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": '{"a":1}'}
+    assert told[3]["content"] == "noon"
+
+
 def test_without_parallel_calls_only_the_first_is_made() -> None:
     both = completion(call(0, "get_time", '{"a":'), call(1, "get_time", "{}"), call(0, None, "1}"))
     with asking(both) as (speaker, _):
@@ -209,6 +226,7 @@ WHOLE = {
         ([chunks([*text("Mis", "labelled."), DONE], content_type="text/plain")], "Mislabelled."),
         ([chunks([b": keep-alive\n\n", *text("No reason."), DONE])], "No reason."),
         ([chunks([*text("No [DONE]."), delta("stop")])], "No [DONE]."),
+        ([chunks([*text("More behind it."), DONE, *text("Not this.")])], "More behind it."),
         ([chunks([*text("Cut behind the end."), delta("stop")], end=b"")], "Cut behind the end."),
     ],
 )
@@ -319,6 +337,19 @@ def test_what_fails_before_the_first_word_is_asked_again(fault: Step) -> None:
             "server_error",
             "The model's server answered HTTP 307 (Temporary Redirect).",
         ),
+        (failure(529), 4, "server_error", "The model's server answered HTTP 529 to each of 4 attempts."),
+        (
+            reply(b"x" * 200_000, 403),
+            1,
+            "server_error",
+            "The model's server answered HTTP 403 (Forbidden).",
+        ),
+        (
+            raw(head(403, {"content-length": "100"}) + b"half"),
+            1,
+            "server_error",
+            "The model's server answered HTTP 403 (Forbidden).",
+        ),
         (hang_up, 4, "server_error", "The connection to the model's server broke (4 attempts)."),
         (
             reply(b"<html>", 200, {"content-type": "text/html"}),
@@ -392,6 +423,10 @@ BOUNDS = Bounds(first_s=0.3, idle_s=0.3, answer_bytes=20_000, answer_chars=1_000
             "The answer of the model's server is larger than this server takes.",
         ),
         (
+            chunks([*text("Half"), b": keep-alive\n\n" * 2_000]),
+            "The answer of the model's server is larger than this server takes.",
+        ),
+        (
             chunks([*text("Half"), call(0, None, "{}", id="call_1"), delta("tool_calls"), DONE]),
             "The answer of the model's server called a tool without naming it.",
         ),
@@ -437,6 +472,27 @@ def test_a_cancel_closes_the_connection_to_the_endpoint_at_once(begun: bytes) ->
         speaker.ok("POST", f"{path}/cancel")
         endpoint.wait_until(lambda server: server.open_connections == 0)
         assert speaker.until(path, "cancelled")["last_error"] is None
+
+
+def test_completions_one_after_another_share_a_connection() -> None:
+    with asking(HELLO, reply(WHOLE), failure(503), HELLO) as (speaker, endpoint):
+        for _ in range(3):
+            speaker.until(speaker.run("x"), "completed")
+        assert [one.connection for one in endpoint.received] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"".join([*text("Said."), delta("stop"), DONE]), "completed"),
+        (b"".join(text("Half")) + b"data: {\n\n", "failed"),
+        (b"".join(text("x" * 600, "y" * 600)), "failed"),
+    ],
+)
+def test_a_connection_is_given_up_when_nothing_more_is_wanted_of_it(said: bytes, status: str) -> None:
+    with asking(stall(STREAM_HEAD + said), bounds=Bounds(answer_chars=1_000)) as (speaker, endpoint):
+        speaker.until(speaker.run("x"), status)
+        endpoint.wait_until(lambda server: server.open_connections == 0)
 
 
 def test_a_run_that_expires_and_a_server_that_stops_close_it_too() -> None:

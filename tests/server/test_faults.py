@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import pytest
 
 from orchestrator.server import faults
 from orchestrator.server.faults import operation_of
+from orchestrator.server.sabotage import _Incoming
 from orchestrator.server.script import ScriptError, build, load, parse
 from orchestrator.testing import running_server
 from server.speaker import WEATHER, Event, Speaker, names, outputs
@@ -131,7 +133,13 @@ def test_a_stream_can_fall_silent_and_go_on_without_loss() -> None:
 
 
 def test_a_silence_ends_when_its_client_goes() -> None:
-    # An hour each: leaving `running_server` would wait for them, and this test has no such time.
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    asyncio.run(asyncio.wait_for(_Incoming(receive).silence(3600), timeout=10))
+
+
+def test_a_client_may_leave_in_a_silence_and_the_server_serves_on() -> None:
     stalls: list[dict[str, Any]] = [
         {"operation": "create_run", "stall": {"after_events": 1, "seconds": 3600}},
         {"operation": "list_runs", "stall": {"seconds": 3600}},
@@ -188,6 +196,8 @@ def test_requests_are_told_apart_by_operation_text_and_count() -> None:
             messages = [{"role": "user", "content": text} for text in texts]
             assert speaker.send("POST", "/threads", {"messages": messages}).status_code == status
         speaker.refused(503, "POST", "/assistants", {"model": "m", "metadata": {"a": "everywhere"}})
+        json_type = {"content-type": "application/json"}
+        speaker.refused(400, "POST", "/assistants", content=b'{"model": "everywhere', headers=json_type)
         speaker.ok("POST", "/assistants", {"model": "m", "metadata": {"everywhere": "key"}})
 
 

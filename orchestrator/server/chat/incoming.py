@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
+from orchestrator.protocol.sse import SSEDecoder
 from orchestrator.server.chat.answer import UnreadableAnswerError
 
 __all__ = ["Incoming"]
@@ -30,7 +30,9 @@ class Incoming:
     def __init__(self, content_type: str, *, max_bytes: int) -> None:
         self.done = False
         self._left = max_bytes
-        self._decoder = SSEDecoder(max_event_bytes=max_bytes) if "event-stream" in content_type else None
+        # The bound on the whole body is one on each event, too.
+        self._events = SSEDecoder(max_event_bytes=max_bytes)
+        self._is_stream = "event-stream" in content_type
         self._whole: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -42,15 +44,12 @@ class Incoming:
         self._left -= len(chunk)
         if self._left < 0:
             raise UnreadableAnswerError("is larger than this server takes")
-        if self._decoder is None and not self._whole and chunk.lstrip().startswith(_STREAM_STARTS):
-            self._decoder = SSEDecoder()
-        if self._decoder is None:
+        if not self._whole and chunk.lstrip().startswith(_STREAM_STARTS):
+            self._is_stream = True
+        if not self._is_stream:
             self._whole.append(chunk)
             return []
-        try:
-            events = [event.data for event in self._decoder.feed(chunk)]
-        except EventTooLarge:
-            raise UnreadableAnswerError("is larger than this server takes") from None
+        events = [event.data for event in self._events.feed(chunk)]
         for position, data in enumerate(events):
             if data.strip() == b"[DONE]":
                 self.done = True

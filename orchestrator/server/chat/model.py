@@ -51,6 +51,9 @@ _ERROR_BYTES: Final = 64 * 1024
 _USAGE_S: Final = 5.0
 """How long usage is waited for once the answer is complete, in seconds."""
 
+_END_S: Final = 0.1
+"""How long the end of the body is waited for after `[DONE]`, in seconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
@@ -169,6 +172,7 @@ class ChatModel:
                         for output in answer.feed(data):
                             yield output
                     if incoming.done:
+                        await _drain(chunks)
                         break
             for data in incoming.end():
                 for output in answer.feed(data):
@@ -261,6 +265,14 @@ class ChatModel:
         )
         left_s = exchange.ends - asyncio.get_running_loop().time()
         return pause_s if pause_s < left_s else None
+
+
+async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
+    """Read the end of a body that says nothing more, so that its connection can be used again."""
+    with suppress(APIError, TimeoutError):
+        async with asyncio.timeout(_END_S):
+            async for _ in chunks:
+                pass
 
 
 _NO_ANSWER: Final = Answer(parallel=False, max_chars=0)
