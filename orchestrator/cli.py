@@ -26,6 +26,11 @@ app = typer.Typer(
 KEY_VARIABLE = "ORCHESTRATOR_API_KEY"
 """The environment variable that `serve` takes its key from, where no option gives one."""
 
+DB_VARIABLE = "ORCHESTRATOR_DB"
+"""The same for the database, whose URL may hold a password."""
+MODEL_KEY_VARIABLE = "ORCHESTRATOR_MODEL_KEY"
+"""The environment variable that `serve` takes its model's key from, so that it stays out of `ps`."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 ApiKeyFile = Annotated[
     Path | None, typer.Option(help="Read the API key from this file, so that it stays out of `ps`.")
@@ -89,30 +94,67 @@ def serve(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
     ] = 8765,
     db: Annotated[
-        Path | None, typer.Option(help="SQLite file, kept and taken up again; a temporary one by default.")
+        str | None,
+        typer.Option(
+            envvar=DB_VARIABLE,
+            help="SQLite file or postgresql+psycopg:// URL, kept and taken up again; else a temporary file.",
+        ),
     ] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(help=f"A key that is accepted; repeatable. Or {KEY_VARIABLE}.")
+        list[str] | None,
+        typer.Option(help=f"A key that is accepted, with objects of its own; repeatable. Or {KEY_VARIABLE}."),
     ] = None,
-    api_key_file: ApiKeyFile = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Read keys from this file, one a line; they stay out of `ps`.")
+    ] = None,
     script: Annotated[
         Path | None, typer.Option(help="Rules for the built-in model: YAML, or a Python file (executed).")
     ] = None,
+    model_url: Annotated[
+        str | None,
+        typer.Option(help="A Chat Completions endpoint that answers, such as http://127.0.0.1:11434/v1."),
+    ] = None,
+    model_key: Annotated[
+        str | None, typer.Option(help=f"The key it wants. Or {MODEL_KEY_VARIABLE}, out of `ps`.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="The model to ask it for, whatever assistants and runs say.")
+    ] = None,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
 ) -> None:
-    """Serve the Threads/Runs protocol from one file, with the built-in rule engine for a model."""
+    """Serve the Threads/Runs protocol from one database, in front of a model or the built-in rule engine."""
     from orchestrator.server.serve import run
 
     keys = list(api_key or ())
     if api_key_file is not None:
-        keys.append(_key_in(api_key_file))
+        keys.extend(_keys_in(api_key_file))
     if not keys and (key := os.environ.get(KEY_VARIABLE)):
         # Without what a file or a shell left around it, which no header could carry.
         keys.append(key.strip())
-    raise typer.Exit(run(host=host, port=port, db=db, api_keys=keys, script=script, log_level=log_level))
+    if model_url is not None and model_key is None:
+        model_key = os.environ.get(MODEL_KEY_VARIABLE, "").strip() or None
+    code = run(
+        host=host,
+        port=port,
+        db=Path(db) if db and "://" not in db else db or None,
+        api_keys=keys,
+        script=script,
+        model_url=model_url,
+        model_key=model_key,
+        model_name=model_name,
+        log_level=log_level,
+    )
+    raise typer.Exit(code)
 
 
 def _key_in(file: Path) -> str:
+    keys = _keys_in(file)
+    if len(keys) != 1:
+        _refuse(f"{file} must hold one API key and nothing else")
+    return keys[0]
+
+
+def _keys_in(file: Path) -> list[str]:
     try:
         words = file.read_text(encoding="utf-8").split()
     except OSError as error:
@@ -120,9 +162,9 @@ def _key_in(file: Path) -> str:
     except UnicodeDecodeError:
         _refuse(f"cannot read {file}: it is not text")
     # An empty file must not turn into a server without a key.
-    if len(words) != 1:
-        _refuse(f"{file} must hold one API key and nothing else")
-    return words[0]
+    if not words:
+        _refuse(f"{file} holds no API key")
+    return words
 
 
 def _refuse(message: str, code: int = 2) -> NoReturn:

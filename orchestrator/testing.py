@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from orchestrator.server.database import Database
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
 
 __all__ = ["FakeClock", "RunningServer", "running_server"]
@@ -30,14 +32,14 @@ class RunningServer:
 
     Attributes:
         base_url: For clients, such as `http://127.0.0.1:40123/v1`.
-        api_key: The key it wants; `""` when it wants none.
-        db: Its SQLite file, which it holds exclusively while it runs.
+        api_key: The key it wants, the first if it takes several; `""` when it wants none.
+        db: Its SQLite file or its database's URL, which it holds exclusively while it runs.
         requests: `(method, path)` of every request it was sent, in order of arrival; grows meanwhile.
     """
 
     base_url: str
     api_key: str
-    db: Path
+    db: Database
     requests: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -46,8 +48,10 @@ def running_server(
     script: ScriptSource = None,
     *,
     api_key: str | None = "test-key",
-    db: Path | None = None,
+    other_keys: Sequence[str] = (),
+    db: Database | None = None,
     run_ttl_s: float = 600.0,
+    model: Model | None = None,
 ) -> Iterator[RunningServer]:
     """Run the embedded server in a thread of this process, on a free loopback port.
 
@@ -55,41 +59,47 @@ def running_server(
     its thread, sockets and files closed, whatever was going on. May be entered many times, also at once.
 
     Args:
-        script: What the rule engine plays (`orchestrator.server.script`).
+        script: What the rule engine plays, and the faults that requests meet (`orchestrator.server.script`).
         api_key: The key callers must send; `None` serves local callers without one.
-        db: A SQLite file to keep, or take up again; without one, a temporary file is used and removed.
+        other_keys: Further keys, each with objects of its own that no other key sees.
+        db: A SQLite file or the URL of a PostgreSQL database (`postgresql+psycopg://…`), to keep or to take
+            up again; without one, a temporary file is used and removed.
         run_ttl_s: Seconds after which a run that is not over expires.
+        model: What answers instead of the rule engine, such as an `orchestrator.server.chat.ChatModel`.
+            Of the script, only its faults are played then.
 
     Raises:
         ScriptError: The script is wrong.
         OSError: The database's file cannot be created or written.
-        SchemaMismatchError: It holds the tables of another version or program.
-        sqlalchemy.exc.SQLAlchemyError: It is no database, or another server holds it.
+        DatabaseURLError: The URL cannot be used, or its driver is not installed.
+        DatabaseHeldError: Another server works on the database.
+        SchemaMismatchError: It holds the tables of a newer version or of another program.
+        sqlalchemy.exc.SQLAlchemyError: It is no database, or cannot be reached.
         RuntimeError: The server did not start all the same; the log says why.
     """
     from orchestrator.server.app import PREFIX, create_app
     from orchestrator.server.listener import Server, listen, url_of
     from orchestrator.server.rules import RuleModel
-    from orchestrator.server.store import Store
 
-    rules = _rules(script)
+    played = _played(script)
     with ExitStack() as resources:
         if db is None:
             directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="orchestrator-"))
             db = Path(directory) / "orchestrator.sqlite"
-        # A file that cannot be used raises here; in the server's thread it would only be logged.
-        with closing(Store(db)) as store:
-            store.open()
         listener = listen("127.0.0.1", 0)
         resources.callback(listener.close)
         running = RunningServer(base_url=url_of(listener, PREFIX), api_key=api_key or "", db=db)
         app = create_app(
             db=db,
-            model=RuleModel(rules),
-            api_keys=[api_key] if api_key else [],
+            model=model or RuleModel(played),
+            api_keys=[*filter(None, [api_key]), *other_keys],
             run_ttl_s=run_ttl_s,
+            faults=played.faults,
             observe=lambda method, path: running.requests.append((method, path)),
         )
+        resources.callback(app.state.store.close)
+        # A database that cannot be used raises here; in the server's thread it would only be logged.
+        app.state.store.open()
         settled = threading.Event()
         server = Server(app, on_listening=settled.set)
         thread = threading.Thread(
@@ -115,7 +125,7 @@ def _run(server: Any, listener: Any, settled: threading.Event) -> None:
         settled.set()
 
 
-def _rules(script: ScriptSource) -> Script:
+def _played(script: ScriptSource) -> Script:
     from orchestrator.server.script import build, load, parse
 
     if isinstance(script, Path):

@@ -1,11 +1,21 @@
-"""What all tests share: the stage, and that the long profile runs only when it is asked for."""
+"""What all tests share: the stage, PostgreSQL, and that the long profile runs only when it is asked for."""
 
 from __future__ import annotations
 
 import gc
 import os
+from typing import TYPE_CHECKING
 
 import pytest
+from server import postgresql as postgresql_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from server.postgresql import PostgreSQL
+
+    from orchestrator.server.database import Database
 
 pytest_plugins = ["staging"]
 
@@ -27,3 +37,22 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server, started by the first test that wants it."""
+    programs = postgresql_server.programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed here (Debian: apt-get install postgresql)")
+    with postgresql_server.running(programs) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    """An empty database of either kind: what is tested with it must hold on both."""
+    if request.param == "sqlite":
+        return tmp_path / "runs.sqlite"
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.schema()

@@ -1,4 +1,4 @@
-"""The embedded server: the Threads/Runs protocol over HTTP, on one SQLite file, in front of a stand-in model.
+"""The embedded server: the Threads/Runs protocol over HTTP, on SQLite or PostgreSQL, in front of a model.
 
 Start it with `orchestrator.server.serve.run` (blocking, a process of its own) or with
 `orchestrator.testing.running_server` (a thread in this process); mount it elsewhere with

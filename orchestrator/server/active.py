@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from orchestrator.protocol.objects import TERMINAL_STATUSES
 from orchestrator.server import objects
-from orchestrator.server.models import Call, Prompt, Round
+from orchestrator.server.models import Call, Prompt, Round, text_of
 from orchestrator.server.sse import DONE, Subscription, encode
 from orchestrator.server.usage import Meter, TokenLimitError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.server.models import CallPiece, Finish, Turn
     from orchestrator.server.schema import Kind
 
-__all__ = ["ActiveRun", "Ending"]
+__all__ = ["ActiveRun", "ContentFilteredError", "Ending"]
 
 Ending: TypeAlias = Literal["completed", "failed", "cancelled", "expired", "incomplete"]
 
@@ -42,6 +42,10 @@ _STEP_STATUS: Final[dict[Ending, str]] = {
     "incomplete": "failed",
 }
 """How an open step ends, by how its run ended."""
+
+
+class ContentFilteredError(Exception):
+    """A content filter stopped the model in its answer."""
 
 
 class ActiveRun:
@@ -72,6 +76,7 @@ class ActiveRun:
         self._save = save
         self._clock = clock
         self._rounds: list[Round] = []
+        self._said = ""
         self._step: JSON | None = None
         self._message: JSON | None = None
         self._meter = Meter(run)
@@ -89,12 +94,20 @@ class ActiveRun:
         action = self.run["required_action"]
         return [] if action is None else [call["id"] for call in action["submit_tool_outputs"]["tool_calls"]]
 
-    def resume(self, steps: list[JSON]) -> None:
-        """Take up what a stored run has done: its steps, oldest first; for a restart of the server."""
-        calling = [step for step in steps if step["type"] == "tool_calls"]
-        self._rounds = [_round(step) for step in calling if step["status"] == "completed"]
+    def resume(self, steps: list[JSON], messages: list[JSON]) -> None:
+        """Take up what a stored run has done, for a restart of the server.
+
+        Args:
+            steps: Its steps, oldest first.
+            messages: The thread's messages.
+        """
+        texts = {message["id"]: text_of(message["content"]) for message in messages}
         for step in steps:
             self._meter.account(step)
+            if step["type"] == "message_creation":
+                self._said = texts.get(step["step_details"]["message_creation"]["message_id"], "")
+            elif step["status"] == "completed":
+                self._end_round(step)
         self._step = next((step for step in steps if step["status"] == "in_progress"), None)
 
     def resume_message(self, message: JSON) -> None:
@@ -104,7 +117,7 @@ class ActiveRun:
     def prompt(self) -> Prompt:
         """Return what the model is asked with next."""
         run = self.run
-        return Prompt(
+        prompt = Prompt(
             model=run["model"],
             instructions=run["instructions"],
             turns=self._turns,
@@ -115,7 +128,10 @@ class ActiveRun:
             response_format=run["response_format"],
             temperature=run["temperature"],
             top_p=run["top_p"],
+            reasoning_effort=run.get("reasoning_effort"),
+            max_completion_tokens=self._meter.completion_tokens_left(),
         )
+        return self._meter.fit(prompt)
 
     def announce(self) -> None:
         """Store the run and say that it was created and is queued."""
@@ -126,31 +142,21 @@ class ActiveRun:
         """Move to `in_progress`: a completion starts.
 
         Raises:
-            TokenLimitError: The prompt does not fit the run's limit.
+            TokenLimitError: The prompt does not fit the run's limit, or nothing more may be said.
         """
         self.run["started_at"] = self.run["started_at"] or self._now()
         self._put_run("in_progress")
         self._meter.begin(prompt.tokens())
 
     def add_text(self, text: str) -> None:
-        """Append a piece of text to the message, which opens with the first.
-
-        Raises:
-            TokenLimitError: The text was cut where the run's limit is.
-        """
-        kept = self._meter.take(text)
-        if kept:
-            message = self._message or self._open_message()
-            self._append(message, kept)
-        if len(kept) < len(text):
-            raise TokenLimitError("max_completion_tokens")
+        """Append a piece of text to the message, which opens with the first."""
+        self._meter.take(text)
+        if text:
+            self._said += text
+            self._append(self._message or self._open_message(), text)
 
     def add_call(self, piece: CallPiece) -> None:
-        """Append a piece of a tool call; the message before the first call is closed.
-
-        Raises:
-            TokenLimitError: The arguments were cut where the run's limit is.
-        """
+        """Append a piece of a tool call; the message before the first call is closed."""
         if self._message is not None:
             self._close_message(objects.usage())
         step = self._step or self._open_step(objects.calls_step(self.run, created_at=self._now()))
@@ -158,23 +164,28 @@ class ActiveRun:
         if piece.index == len(calls):
             calls.append(objects.call_detail(piece.name or ""))
             self._publish_call(step, {"index": piece.index, **calls[-1]})
-        kept = self._meter.take(piece.arguments)
-        if kept:
-            calls[piece.index]["function"]["arguments"] += kept
-            fragment = {"index": piece.index, "type": "function", "function": {"arguments": kept}}
+        self._meter.take(piece.arguments)
+        if piece.arguments:
+            calls[piece.index]["function"]["arguments"] += piece.arguments
+            fragment = {
+                "index": piece.index,
+                "type": "function",
+                "function": {"arguments": piece.arguments},
+            }
             self._publish_call(step, fragment)
-        if len(kept) < len(piece.arguments):
-            raise TokenLimitError("max_completion_tokens")
 
     def finish(self, finish: Finish) -> bool:
         """Close the completion: wait for tool outputs (True) or leave the run to be completed (False).
 
         Raises:
             TokenLimitError: The model stopped at a limit.
+            ContentFilteredError: A content filter stopped the model.
         """
+        usage = self._meter.finish(finish)
         if finish.reason == "length":
             raise TokenLimitError("max_completion_tokens")
-        usage = self._meter.finish(finish)
+        if finish.reason == "content_filter":
+            raise ContentFilteredError
         if self._message is not None:
             self._close_message(usage)
         if self._step is None:
@@ -193,7 +204,7 @@ class ActiveRun:
             call["function"]["output"] = outputs[call["id"]]
         step["usage"] = self._meter.unaccounted()
         self._end_step(step, "completed")
-        self._rounds.append(_round(step))
+        self._end_round(step)
         self.run["required_action"] = None
         self._put_run("queued")
 
@@ -203,16 +214,24 @@ class ActiveRun:
         self.run["required_action"] = None
         self._save("runs", self.run)
 
-    def end(self, ending: Ending, *, error: JSON | None = None, reason: str | None = None) -> None:
+    def end(
+        self,
+        ending: Ending,
+        *,
+        error: JSON | None = None,
+        reason: str | None = None,
+        message_reason: str | None = None,
+    ) -> None:
         """Move to a terminal status, closing what is open.
 
         Args:
             ending: The status.
             error: `last_error`, for a failed run.
             reason: The limit that was reached, for an incomplete run.
+            message_reason: Why the open message stays incomplete, where the ending alone does not say it.
         """
         if self._message is not None:
-            self._cut_message(self._message, _MESSAGE_REASON[ending])
+            self._cut_message(self._message, message_reason or _MESSAGE_REASON[ending])
         if self._step is not None:
             self._step["last_error"] = _step_error(error)
             self._end_step(self._step, _STEP_STATUS[ending])
@@ -237,6 +256,12 @@ class ActiveRun:
         """
         streams, self.subscriptions = self.subscriptions, []
         return streams, self._verdict + DONE
+
+    def _end_round(self, step: JSON) -> None:
+        calls = step["step_details"]["tool_calls"]
+        answered = tuple(Call(id=call["id"], **call["function"]) for call in calls)
+        self._rounds.append(Round(calls=answered, text=self._said))
+        self._said = ""
 
     def _require_action(self, step: JSON) -> None:
         self._save("steps", step)
@@ -349,8 +374,3 @@ def _step_error(error: JSON | None) -> JSON | None:
     if error is None or error["code"] != "invalid_prompt":
         return error
     return {**error, "code": "server_error"}
-
-
-def _round(step: JSON) -> Round:
-    calls = step["step_details"]["tool_calls"]
-    return Round(calls=tuple(Call(id=call["id"], **call["function"]) for call in calls))

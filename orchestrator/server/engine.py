@@ -1,4 +1,4 @@
-"""Decides what may happen to runs: which may start, which outputs are accepted, what a repetition means.
+"""Decides what may happen to runs: which may start, which outputs are accepted, what a repeated create gets.
 
 Owns the operations on runs, up to the point where they are accepted and on disk. What then works on them is
 `orchestrator.server.execution`'s business; how they are asked for and answered, that of the routes.
@@ -9,36 +9,26 @@ one thread, cancel against submit) are decided one by one. Locks live in memory:
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from orchestrator.server import objects, refusal
 from orchestrator.server.execution import server_error
+from orchestrator.server.queries import active_runs, find, listed
 from orchestrator.server.sse import DONE, Subscription, encode
-from orchestrator.server.store import find, listed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.active import ActiveRun
     from orchestrator.server.execution import Execution
-    from orchestrator.server.store import Store
+    from orchestrator.server.repetition import Repeat, Repetitions
+    from orchestrator.server.store import Shelf
 
-__all__ = ["Engine", "Repeat", "Started"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeat:
-    """An `Idempotency-Key`: what it is stored under, and a digest of the request it stands for."""
-
-    key: str
-    digest: str
+__all__ = ["Engine", "Started"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +45,12 @@ class Started:
 
 
 class Engine:
-    """Decides on runs; made anywhere, then used on one event loop.
+    """Decides on the runs of one namespace; made anywhere, then used on one event loop.
 
     Args:
         store: Where everything is kept; opened.
         execution: What works on the runs that are accepted here.
+        repetitions: What idempotency keys stand for.
         run_ttl_s: Seconds after which a run that is not over expires.
         clock: Unix seconds.
     """
@@ -67,25 +58,29 @@ class Engine:
     def __init__(
         self,
         *,
-        store: Store,
+        store: Shelf,
         execution: Execution,
+        repetitions: Repetitions,
         run_ttl_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._execution = execution
+        self._repetitions = repetitions
         self._run_ttl_s = run_ttl_s
         self._clock = clock
-        self._repeats: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def start(self) -> None:
-        """Take up the runs that the file holds as active.
+        """Take up the runs that are stored as active, so that each of them comes to an end.
 
-        A run that waits for tool outputs goes on waiting, or expires if its time has passed; a queued one is
-        executed; one that was cut off in the model's work fails with `server_error`.
+        - One that waits for tool outputs goes on waiting; its time counts from its creation, as before.
+        - A queued one is executed, and so is one whose model had said nothing yet when it was cut off.
+        - One that was cut off in the middle of a message or call fails with `server_error`: what was said can
+          neither be continued nor unsaid.
+        - One that was being cancelled is cancelled; one whose time passed meanwhile expires.
         """
-        for run in await self._store.active_runs():
-            await self._take_up(run)
+        for run, messages, steps in await self._store.perform(_interrupted):
+            self._take_up(run, messages, steps)
 
     async def create_run(
         self,
@@ -106,11 +101,13 @@ class Engine:
             repeat: The request's idempotency key; a run it made before is returned instead.
 
         Raises:
-            RefusalError: The thread is held by another run; thread or assistant do not exist.
+            RefusalError: The thread is held by another run; thread or assistant do not exist; the choice of
+                a tool that the run does not have.
         """
-        async with self._one_at_a_time(repeat):
-            made = await self._made_before(repeat, stream=stream)
-            return made or await self._create_run(thread_id, fields, messages, stream=stream, repeat=repeat)
+        async with self._repetitions.alone(repeat) as made:
+            if made is not None:
+                return await self._again(made, stream=stream)
+            return await self._create_run(thread_id, fields, messages, stream=stream, repeat=repeat)
 
     async def create_thread_and_run(
         self,
@@ -122,11 +119,10 @@ class Engine:
         repeat: Repeat | None = None,
     ) -> Started:
         """Store a new thread and start a run on it; as `create_run`."""
-        async with self._one_at_a_time(repeat):
-            made = await self._made_before(repeat, stream=stream)
-            return made or await self._create_thread_and_run(
-                thread, fields, messages, stream=stream, repeat=repeat
-            )
+        async with self._repetitions.alone(repeat) as made:
+            if made is not None:
+                return await self._again(made, stream=stream)
+            return await self._create_thread_and_run(thread, fields, messages, stream=stream, repeat=repeat)
 
     async def submit(
         self, thread_id: str, run_id: str, outputs: Sequence[tuple[str, str]], *, stream: bool
@@ -212,12 +208,12 @@ class Engine:
         run_id = self._lock(thread_id)
         try:
             assistant, earlier = await self._store.perform(
-                lambda connection: _look(connection, thread_id, fields["assistant_id"])
+                lambda connection, own: _look(connection, own, thread_id, fields["assistant_id"])
             )
+            run = self._new_run(run_id, thread_id, assistant, fields)
         except BaseException:
             self._execution.unlock(thread_id)
             raise
-        run = self._new_run(run_id, thread_id, assistant, fields)
         return await self._launch(run, [*earlier, *messages], messages, stream=stream, repeat=repeat)
 
     async def _create_thread_and_run(
@@ -232,9 +228,8 @@ class Engine:
         assistant = await self._store.get("assistants", fields["assistant_id"])
         if assistant is None:
             raise refusal.not_found("assistant", fields["assistant_id"])
-        run_id = self._lock(thread["id"])
+        run = self._new_run(objects.mint("run"), thread["id"], assistant, fields)
         self._store.save("threads", thread)
-        run = self._new_run(run_id, thread["id"], assistant, fields)
         return await self._launch(run, messages, messages, stream=stream, repeat=repeat, thread=thread)
 
     async def _expect(
@@ -256,7 +251,7 @@ class Engine:
 
     def _new_run(self, run_id: str, thread_id: str, assistant: JSON, fields: JSON) -> JSON:
         now = self._clock()
-        return objects.run(
+        run = objects.run(
             run_id=run_id,
             created_at=int(now),
             expires_at=int(now + self._run_ttl_s),
@@ -264,6 +259,8 @@ class Engine:
             assistant=assistant,
             fields=fields,
         )
+        _check_choice(run)
+        return run
 
     async def _launch(
         self,
@@ -277,10 +274,7 @@ class Engine:
     ) -> Started:
         for message in new_messages:
             self._store.save("messages", message)
-        if repeat is not None:
-            self._store.remember(
-                repeat.key, digest=repeat.digest, run_id=run["id"], thread_id=run["thread_id"]
-            )
+        self._repetitions.note(repeat, run["id"], thread_id=run["thread_id"])
         active = self._execution.register(run, context, self._run_ttl_s)
         subscription = _subscribe(active) if stream else None
         if subscription is not None and thread is not None:
@@ -295,27 +289,11 @@ class Engine:
         await self._store.settle()
         return Started(run=run, stream=subscription)
 
-    @asynccontextmanager
-    async def _one_at_a_time(self, repeat: Repeat | None) -> AsyncIterator[None]:
-        """Let a repetition wait until the request it repeats was decided."""
-        if repeat is None:
-            yield
-            return
-        lock = self._repeats.setdefault(repeat.key, asyncio.Lock())
-        async with lock:
-            yield
-
-    async def _made_before(self, repeat: Repeat | None, *, stream: bool) -> Started | None:
-        """Return what an idempotency key made, if it made anything.
+    async def _again(self, run_id: str, *, stream: bool) -> Started:
+        """Return what an idempotency key made.
 
         A stream that is asked for again begins with the run as it is now and follows the leg under way.
         """
-        known = None if repeat is None else await self._store.remembered(repeat.key)
-        if repeat is None or known is None:
-            return None
-        digest, run_id = known
-        if digest != repeat.digest:
-            raise refusal.invalid("This Idempotency-Key was used before with another request.")
         run = await self._store.get("runs", run_id)
         if run is None:
             raise refusal.not_found("run", run_id)
@@ -332,31 +310,60 @@ class Engine:
         subscription.end()
         return subscription
 
-    async def _take_up(self, run: JSON) -> None:
-        thread_id, run_id = run["thread_id"], run["id"]
-        messages = await self._store.all("messages", thread_id=thread_id)
+    def _take_up(self, run: JSON, messages: Sequence[JSON], steps: list[JSON]) -> None:
+        run_id, status = run["id"], run["status"]
+        left_s = run["expires_at"] - self._clock()
         before = [message for message in messages if message["run_id"] != run_id]
-        active = self._execution.register(run, before, run["expires_at"] - self._clock())
-        active.resume(await self._store.all("steps", run_id=run_id))
+        active = self._execution.register(run, before, left_s)
+        active.resume(steps, list(messages))
         for message in messages:
             if message["run_id"] == run_id and message["status"] == "in_progress":
                 active.resume_message(message)
-        if run["status"] == "queued":
+        if status == "cancelling":
+            self._execution.end(active, "cancelled")
+        elif left_s <= 0:
+            self._execution.end(active, "expired")
+        elif status == "queued" or (status == "in_progress" and _is_silent(steps)):
             self._execution.begin_leg(active)
-        elif run["status"] == "in_progress":
+        elif status == "in_progress":
             text = "The server was restarted while the model worked on this run."
             self._execution.end(active, "failed", error=server_error(text))
-        elif run["status"] == "cancelling":
-            self._execution.end(active, "cancelled")
 
 
-def _look(connection: Connection, thread_id: str, assistant_id: str) -> tuple[JSON, list[JSON]]:
-    if find(connection, "threads", thread_id) is None:
+def _interrupted(connection: Connection, namespace: str) -> list[tuple[JSON, list[JSON], list[JSON]]]:
+    """Return every active run, with its thread's messages and its steps."""
+    return [
+        (
+            run,
+            listed(connection, namespace, "messages", thread_id=run["thread_id"]),
+            listed(connection, namespace, "steps", run_id=run["id"]),
+        )
+        for run in active_runs(connection, namespace)
+    ]
+
+
+def _is_silent(steps: Sequence[JSON]) -> bool:
+    """Whether the model has said nothing since it was asked: at first, or after the last tool outputs."""
+    return not steps or (steps[-1]["type"], steps[-1]["status"]) == ("tool_calls", "completed")
+
+
+def _look(
+    connection: Connection, namespace: str, thread_id: str, assistant_id: str
+) -> tuple[JSON, list[JSON]]:
+    if find(connection, namespace, "threads", thread_id) is None:
         raise refusal.not_found("thread", thread_id)
-    assistant = find(connection, "assistants", assistant_id)
+    assistant = find(connection, namespace, "assistants", assistant_id)
     if assistant is None:
         raise refusal.not_found("assistant", assistant_id)
-    return assistant, listed(connection, "messages", thread_id=thread_id)
+    return assistant, listed(connection, namespace, "messages", thread_id=thread_id)
+
+
+def _check_choice(run: JSON) -> None:
+    choice = run["tool_choice"]
+    if isinstance(choice, dict):
+        name = choice["function"]["name"]
+        if name not in [tool["function"]["name"] for tool in run["tools"]]:
+            raise refusal.invalid(f"Invalid 'tool_choice': this run has no function '{name}'.", "tool_choice")
 
 
 def _subscribe(active: ActiveRun) -> Subscription:

@@ -14,8 +14,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.protocol.objects import TERMINAL_STATUSES
-from orchestrator.server.active import ActiveRun, Ending
-from orchestrator.server.models import CallPiece, ModelFailedError, TextPiece, Turn
+from orchestrator.server.active import ActiveRun, ContentFilteredError, Ending
+from orchestrator.server.models import CallPiece, ModelFailedError, RunExpiredError, TextPiece, Turn
 from orchestrator.server.refusal import RefusalError
 from orchestrator.server.sse import Subscription, encode
 from orchestrator.server.usage import TokenLimitError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.models import Model
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = ["Execution", "server_error"]
 
@@ -34,7 +34,7 @@ _log = get_logger(__name__)
 
 
 class Execution:
-    """Works on runs; made anywhere, then used on one event loop.
+    """Works on the runs of one namespace; made anywhere, then used on one event loop.
 
     Args:
         store: Where everything is kept.
@@ -42,7 +42,7 @@ class Execution:
         clock: Unix seconds.
     """
 
-    def __init__(self, *, store: Store, model: Model, clock: Callable[[], float]) -> None:
+    def __init__(self, *, store: Shelf, model: Model, clock: Callable[[], float]) -> None:
         self._store = store
         self._model = model
         self._clock = clock
@@ -77,10 +77,10 @@ class Execution:
             ttl_s: Seconds until it expires.
         """
         turns = tuple(Turn(role=message["role"], content=message["content"]) for message in messages)
-        newest = run["truncation_strategy"].get("last_messages")
-        active = ActiveRun(
-            run, turns=turns[-newest:] if newest else turns, save=self._store.save, clock=self._clock
-        )
+        strategy = run["truncation_strategy"]
+        if strategy["type"] == "last_messages":
+            turns = turns[-strategy["last_messages"] :]
+        active = ActiveRun(run, turns=turns, save=self._store.save, clock=self._clock)
         self._active[run["id"]] = active
         self._locks[run["thread_id"]] = run["id"]
         timer = asyncio.get_running_loop().call_later(max(0.0, ttl_s), self._expire, active)
@@ -95,7 +95,7 @@ class Execution:
     def cancel(self, active: ActiveRun) -> None:
         """Begin to cancel a run; it ends on a later turn of the loop."""
         active.begin_cancelling()
-        self._halt(active, "cancelled")
+        self._halt(active, "cancelled", {})
 
     def end(self, active: ActiveRun, ending: Ending, **details: Any) -> None:
         """End a run now; its lock is free before anybody learns of it. `details` as for `ActiveRun.end`."""
@@ -106,12 +106,20 @@ class Execution:
         self._legs.pop(run_id, None)
         self._deliver(active)
 
+    def interrupt(self, active: ActiveRun, ending: Ending, **details: Any) -> None:
+        """End a run from outside, soon, unless it is being cancelled already; `details` as for `end`."""
+        if active.status == "requires_action":
+            # At once: an output that arrives later must find the run over.
+            self.end(active, ending, **details)
+        elif active.status != "cancelling":
+            self._halt(active, ending, details)
+
     def end_streams(self) -> None:
         """End every open stream with an `error` event: no verdict, its reader has to look again."""
         error = RefusalError(503, "The server is shutting down.", type="server_error")
         for active in self._active.values():
             for stream in active.subscriptions:
-                stream.send(encode("error", error.detail()))
+                stream.send(encode("error", error.event()))
                 stream.end()
 
     async def stop(self) -> None:
@@ -129,6 +137,12 @@ class Execution:
             waits = await self._complete(active)
         except TokenLimitError as limit:
             self.end(active, "incomplete", reason=limit.reason)
+        except ContentFilteredError:
+            # The specification knows this reason for messages only; the run has to say it some other way.
+            error = server_error("The model's content filter stopped the answer.")
+            self.end(active, "incomplete", error=error, message_reason="content_filter")
+        except RunExpiredError:
+            self.end(active, "expired")
         except ModelFailedError as failure:
             self.end(active, "failed", error={"code": failure.code, "message": failure.message})
         except Exception:  # noqa: BLE001 - a model's failure ends its run, whatever it was
@@ -154,25 +168,23 @@ class Execution:
         raise ModelFailedError("server_error", "The model stopped in the middle of its answer.")
 
     def _expire(self, active: ActiveRun) -> None:
-        if active.status == "requires_action":
-            # At once: an output that arrives later must find the run expired.
-            self.end(active, "expired")
-        elif active.status != "cancelling":
-            self._halt(active, "expired")
+        self.interrupt(active, "expired")
 
-    def _halt(self, active: ActiveRun, ending: Ending) -> None:
+    def _halt(self, active: ActiveRun, ending: Ending, details: dict[str, Any]) -> None:
         """Stop the model, and end the run once it has stopped."""
         leg = self._legs.get(active.run["id"])
         if leg is not None:
             # In this turn: a leg that is about to run must not take a cancelling run to another status.
             leg.cancel()
-        self._spawn(self._end_after(leg, active, ending))
+        self._spawn(self._end_after(leg, active, ending, details))
 
-    async def _end_after(self, leg: asyncio.Task[None] | None, active: ActiveRun, ending: Ending) -> None:
+    async def _end_after(
+        self, leg: asyncio.Task[None] | None, active: ActiveRun, ending: Ending, details: dict[str, Any]
+    ) -> None:
         if leg is not None:
             await asyncio.wait([leg])
         if active.status not in TERMINAL_STATUSES:
-            self.end(active, ending)
+            self.end(active, ending, **details)
 
     def _deliver(self, active: ActiveRun) -> None:
         """Close the leg's streams with its last event, once that is on disk."""

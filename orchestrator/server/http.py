@@ -14,8 +14,9 @@ import msgspec
 from starlette.responses import Response
 
 from orchestrator.server import requests
+from orchestrator.server.queries import UnknownCursorError
 from orchestrator.server.refusal import RefusalError, invalid, missing_beta, not_found
-from orchestrator.server.store import UnknownCursorError
+from orchestrator.server.repetition import repeat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.engine import Engine
     from orchestrator.server.execution import Execution
+    from orchestrator.server.repetition import Repeat, Repetitions
     from orchestrator.server.schema import Kind
     from orchestrator.server.sse import Subscription
-    from orchestrator.server.store import Store
+    from orchestrator.server.store import Shelf
 
 __all__ = [
     "BODY_LIMIT",
@@ -36,32 +38,41 @@ __all__ = [
     "EventStream",
     "answer",
     "backend",
+    "check_beta",
+    "check_include",
     "found",
+    "made_before",
     "paged",
     "read",
     "read_bytes",
+    "repeat",
 ]
 
 BODY_LIMIT: Final = 8 * 1024 * 1024
 """The most bytes of a request's body."""
+
+_INCLUDABLE: Final = "step_details.tool_calls[*].file_search.results[*].content"
+"""What `include[]` may name. It has nothing to add here: there is no file search."""
 
 B = TypeVar("B", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What the routes work on.
+    """What the routes work on: all of it is one namespace's, so that nothing of another can be reached.
 
     Attributes:
-        store: Where objects are kept.
-        engine: What decides on runs.
+        store: Where its objects are kept.
+        engine: What decides on its runs.
         execution: What works on them, and knows which threads they lock.
+        repetitions: What idempotency keys stand for.
         clock: Unix seconds.
     """
 
-    store: Store
+    store: Shelf
     engine: Engine
     execution: Execution
+    repetitions: Repetitions
     clock: Callable[[], float] = time.time
 
     def now(self) -> int:
@@ -70,8 +81,8 @@ class Backend:
 
 
 def backend(request: Request) -> Backend:
-    """Return the app's backend."""
-    return cast("Backend", request.app.state.backend)
+    """Return the backend of the caller's namespace."""
+    return cast("Backend", request.app.state.backends[request.state.namespace])
 
 
 async def read_bytes(request: Request) -> bytes:
@@ -102,18 +113,49 @@ async def read(request: Request, kind: type[B]) -> B:
 
 
 def check_beta(request: Request) -> None:
-    """See that the caller asks for this protocol.
+    """See that the caller asks for this protocol: by the beta header or, as Azure's do, by `api-version`.
 
     Raises:
         RefusalError: 400, code `invalid_beta`.
     """
+    if "api-version" in request.query_params:
+        return
     if "assistants=v2" not in ",".join(request.headers.getlist("openai-beta")).replace(" ", "").split(","):
         raise missing_beta()
+
+
+def check_include(request: Request) -> None:
+    """See that `include[]` names what can be included.
+
+    Raises:
+        RefusalError: 400.
+    """
+    for name in request.query_params.getlist("include[]"):
+        if name != _INCLUDABLE:
+            raise invalid(f"Invalid value for 'include[]': expected '{_INCLUDABLE}'.", "include[]")
+
+
+def repeat(request: Request, body: msgspec.Struct) -> Repeat | None:
+    """Read the request's `Idempotency-Key`, if it has one."""
+    key = request.headers.get("idempotency-key")
+    if not key:
+        return None
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return repeat_of(key, scope=request.state.namespace, path=path, fields=requests.given(body))
 
 
 def answer(payload: JSON) -> Response:
     """Answer 200 with an object."""
     return Response(msgspec.json.encode(payload), media_type="application/json")
+
+
+async def made_before(request: Request, kind: Kind, noun: str, object_id: str) -> Response:
+    """Answer a repeated create with what the first one made, as it is now.
+
+    Raises:
+        RefusalError: 404: it was deleted.
+    """
+    return answer(found(await backend(request).store.get(kind, object_id), noun, object_id))
 
 
 def found(body: JSON | None, noun: str, object_id: str, **belongs_to: str) -> JSON:

@@ -65,6 +65,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 lifespan="on",
+                # Even beside httptools, which would read on and on in a head that does not end.
+                http="h11",
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -81,15 +83,27 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then tell."""
         self._loop = asyncio.get_running_loop()
+        self._app.state.cut_off = self.cut_off
         await super().startup(sockets)
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, then stop as uvicorn does; who does not read or send meanwhile is cut off."""
-        self._app.state.backend.execution.end_streams()
+        for backend in self._app.state.backends.values():
+            backend.execution.end_streams()
         cut_off = self._loop.call_later(_GRACE_S, self._cut_off)
         await super().shutdown(sockets)
         cut_off.cancel()
+
+    def cut_off(self, client: tuple[str, int]) -> None:
+        """Drop one connection without another word; on the server's loop.
+
+        Args:
+            client: Its other end, as in an ASGI scope.
+        """
+        for connection in self.server_state.connections:
+            if getattr(connection, "client", None) == tuple(client) and connection.transport is not None:
+                connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Stop on the first signal; on the second, cut off whoever is still being answered.

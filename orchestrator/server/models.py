@@ -2,13 +2,14 @@
 
 Owns the `Model` protocol and the values that cross it. A model is stateless: everything it needs is in the
 `Prompt`, so that a run that waited for tool outputs over a restart of the server goes on as if nothing had
-happened. `orchestrator.server.rules` is the built-in model; one that speaks to a Chat Completions endpoint
-fits the same seam.
+happened. `orchestrator.server.rules` is the built-in model; `orchestrator.server.chat` asks any Chat
+Completions endpoint.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -20,15 +21,19 @@ __all__ = [
     "CHARS_PER_TOKEN",
     "Call",
     "CallPiece",
+    "FailureCode",
     "Finish",
     "Model",
     "ModelFailedError",
     "ModelOutput",
     "Prompt",
     "Round",
+    "RunExpiredError",
     "TextPiece",
     "Turn",
+    "text_of",
     "tokens_in",
+    "within",
 ]
 
 CHARS_PER_TOKEN: Final = 4
@@ -52,7 +57,11 @@ class Turn:
     @property
     def text(self) -> str:
         """The text parts, joined."""
-        return "".join(part["text"]["value"] for part in self.content if part["type"] == "text")
+        return text_of(self.content)
+
+    def tokens(self) -> int:
+        """Estimate the tokens of the text."""
+        return tokens_in(len(self.text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +76,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """The calls of one earlier completion of this run, with what the tools answered."""
+    """One earlier completion of this run: what it said first, its calls, and what the tools answered."""
 
     calls: tuple[Call, ...]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +97,8 @@ class Prompt:
         response_format: As the run has it.
         temperature: As the run has it.
         top_p: As the run has it.
+        reasoning_effort: As the run has it, or `None`.
+        max_completion_tokens: What is left of the run's limit, or `None`; the model keeps it.
     """
 
     model: str
@@ -99,10 +111,13 @@ class Prompt:
     response_format: str | JSON | None
     temperature: float | None
     top_p: float | None
+    reasoning_effort: str | None = None
+    max_completion_tokens: int | None = None
 
     def tokens(self) -> int:
         """Estimate the tokens of the whole prompt."""
-        said = sum(tokens_in(len(turn.text)) for turn in self.turns)
+        said = sum(turn.tokens() for turn in self.turns)
+        said += sum(tokens_in(len(finished.text)) for finished in self.rounds)
         calls = (call for finished in self.rounds for call in finished.calls)
         called = sum(tokens_in(len(call.arguments) + len(call.output)) for call in calls)
         return tokens_in(len(self.instructions)) + said + called
@@ -149,12 +164,12 @@ class Finish:
     """The end of a completion; the last thing a model says.
 
     Attributes:
-        reason: `"length"` when a token limit cut it off.
+        reason: `"length"` when a token limit cut it off, `"content_filter"` when a filter did.
         prompt_tokens: As the model counted, or `None` to have it estimated.
         completion_tokens: As the model counted, or `None` to have it estimated.
     """
 
-    reason: Literal["stop", "tool_calls", "length"]
+    reason: Literal["stop", "tool_calls", "length", "content_filter"]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
@@ -180,6 +195,10 @@ class ModelFailedError(Exception):
         super().__init__(message)
 
 
+class RunExpiredError(Exception):
+    """The run's time is over, says the model: the run ends as `expired`. For scripts that play this."""
+
+
 class Model(Protocol):
     """Writes completions: text first, then tool calls, then one `Finish`."""
 
@@ -188,8 +207,14 @@ class Model(Protocol):
 
         Raises:
             ModelFailedError: The completion failed; what was yielded stays as it is.
+            RunExpiredError: The run is to expire.
         """
         ...
+
+
+def text_of(content: list[JSON]) -> str:
+    """Join the text parts of a message's content."""
+    return "".join(part["text"]["value"] for part in content if part["type"] == "text")
 
 
 def tokens_in(characters: int) -> int:
@@ -198,3 +223,38 @@ def tokens_in(characters: int) -> int:
     No tokenizer is shipped; limits and usage only need a count that grows with the text and repeats.
     """
     return -(-characters // CHARS_PER_TOKEN)
+
+
+async def within(
+    limit: int | None, outputs: AsyncGenerator[ModelOutput, None]
+) -> AsyncGenerator[ModelOutput, None]:
+    """Cut a completion off where its limit is, for a model that counts no tokens of its own.
+
+    Args:
+        limit: Tokens, estimated as `tokens_in` does; `None` lets everything pass.
+        outputs: The completion; closed with this generator.
+    """
+    left = None if limit is None else limit * CHARS_PER_TOKEN
+    async with aclosing(outputs):
+        async for output in outputs:
+            said = _said(output)
+            if left is None or len(said) <= left:
+                left = None if left is None else left - len(said)
+                yield output
+                continue
+            if left:
+                yield _cut(output, left)
+            yield Finish(reason="length")
+            return
+
+
+def _said(output: ModelOutput) -> str:
+    if isinstance(output, TextPiece):
+        return output.text
+    return output.arguments if isinstance(output, CallPiece) else ""
+
+
+def _cut(output: ModelOutput, characters: int) -> ModelOutput:
+    if isinstance(output, CallPiece):
+        return replace(output, arguments=output.arguments[:characters])
+    return TextPiece(_said(output)[:characters])

@@ -121,6 +121,7 @@ def run(
     """
     given = {name: value for name, value in fields.items() if value is not None}
     instructions = given.get("instructions", assistant["instructions"])
+    effort = given.get("reasoning_effort", assistant.get("reasoning_effort"))
     extra = given.get("additional_instructions")
     return {
         "id": run_id,
@@ -150,6 +151,8 @@ def run(
         "tool_choice": given.get("tool_choice", "auto"),
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "response_format": given.get("response_format", assistant["response_format"]),
+        # The specification lets a run be asked for with it, and not show it: it is shown where it was given.
+        **({} if effort is None else {"reasoning_effort": effort}),
     }
 
 

@@ -56,12 +56,19 @@ class RefusalError(Exception):
         super().__init__(message)
 
     def detail(self) -> JSON:
-        """Return the flat error object, as it stands in an `error` event."""
+        """Return the error object."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
     def body(self) -> bytes:
         """Return the envelope as JSON."""
         return msgspec.json.encode({"error": self.detail()})
+
+    def event(self) -> JSON:
+        """Return the payload of an `error` event: flat, as specified, and in the envelope too.
+
+        openai-python raises an error that it finds in the envelope; of a flat one it makes an empty event.
+        """
+        return {**self.detail(), "error": self.detail()}
 
 
 def invalid(message: str, param: str | None = None) -> RefusalError:

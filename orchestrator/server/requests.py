@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from orchestrator.protocol.objects import JSON
-from orchestrator.server.refusal import RefusalError, invalid
+from orchestrator.server.refusal import RefusalError, invalid, not_found
 
 __all__ = [
     "CreateAssistant",
@@ -179,6 +179,13 @@ class _ImageUrlPart(_Body, tag_field="type", tag="image_url"):
     image_url: _ImageUrl
 
 
+class _Resources(_Body):
+    """Which files and stores the hosted tools may use; only an empty object can be served."""
+
+    code_interpreter: JSON | UnsetType = UNSET
+    file_search: JSON | UnsetType = UNSET
+
+
 class _Truncation(_Body):
     type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Meta(ge=1)] | None = None
@@ -235,7 +242,7 @@ def decode(body: bytes, kind: type[B]) -> B:
     return request
 
 
-def given(request: _Body, *without: str) -> JSON:
+def given(request: msgspec.Struct, *without: str) -> JSON:
     """Return the fields that were sent, as plain JSON, without the named ones."""
     plain = msgspec.to_builtins(request)
     return {name: value for name, value in plain.items() if name not in without}
@@ -275,12 +282,17 @@ def _check_metadata(metadata: dict[str, str], where: str) -> None:
 def _check_tools(tools: list[JSON], where: str) -> None:
     for index, tool in enumerate(tools):
         path = f"{where}[{index}]"
-        if tool.get("type") in ("code_interpreter", "file_search"):
-            raise invalid(f"Tool type '{tool['type']}' is not supported by this server.", f"{path}.type")
+        _check_hosted(tool, path)
         _convert(tool, _FunctionTool, path)
 
 
+def _check_hosted(tool: JSON, where: str) -> None:
+    if tool.get("type") in ("code_interpreter", "file_search"):
+        raise invalid(f"Tool type '{tool['type']}' is not supported by this server.", f"{where}.type")
+
+
 def _check_resources(resources: JSON, where: str) -> None:
+    _convert(resources, _Resources, where)
     if any(resources.values()):
         raise invalid(
             f"'{where}' belongs to code_interpreter and file_search, which this server does not support.",
@@ -309,10 +321,18 @@ def _check_format(value: str | JSON, where: str) -> None:
 
 
 def _check_choice(choice: str | JSON, where: str) -> None:
+    if isinstance(choice, dict):
+        _check_hosted(choice, where)
     _convert(choice, _ToolChoice, where)
 
 
+def _check_assistant_id(assistant_id: str, _where: str) -> None:
+    if "\0" in assistant_id:  # No id holds one, and not every database can be asked for it.
+        raise not_found("assistant", assistant_id)
+
+
 _CHECKS: dict[str, Any] = {
+    "assistant_id": _check_assistant_id,
     "attachments": _check_attachments,
     "content": _check_content,
     "metadata": _check_metadata,

@@ -8,28 +8,40 @@ of the server. It executes no tools and sends nothing.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import msgspec
 
-from orchestrator.server.models import CallPiece, Finish, ModelFailedError, ModelOutput, TextPiece
+from orchestrator.server.matching import Pattern, PatternTimeoutError
+from orchestrator.server.models import (
+    CallPiece,
+    Finish,
+    ModelFailedError,
+    ModelOutput,
+    RunExpiredError,
+    TextPiece,
+    within,
+)
 from orchestrator.server.script import CallSpec, EachSpec
 from orchestrator.server.templates import fill, text_of, walk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
+    from orchestrator.server.matching import Found
     from orchestrator.server.models import Prompt, Round
     from orchestrator.server.script import Rule, Script, StepSpec
 
 __all__ = ["SEARCHED_CHARS", "RuleModel"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SEARCHED_CHARS: Final = 4_000
-"""How much of a text a rule's regular expression sees: `re` cannot be timed out, so its input is bounded."""
+"""How much of a text a rule's regular expression sees."""
 
 _STAND_IN: Final = "This is the rule engine of the embedded server, a stand-in for a model."
 
@@ -65,7 +77,7 @@ class _Play:
 
     rule: Rule
     text: str
-    found: re.Match[str]
+    found: Found
     made: list[_Made] = field(default_factory=list)
     at: int = 0
 
@@ -89,25 +101,25 @@ class _Play:
 
     def lookup(self, name: str, path: list[str]) -> Any:
         """Resolve a name: a group of the match, `text`, `match`, or the outputs under that name."""
-        if name in self.found.re.groupindex:
-            return walk(self._typed(name, self.found[name]), path)
+        if name in self.found.groups:
+            return walk(self._typed(name, self.found.groups[name]), path)
         outputs = [walk(made.output, path) for made in self.made if made.planned.spec.name == name]
         if outputs:
             return outputs[0] if len(outputs) == 1 else outputs
-        return walk({"text": self.text, "match": self.found[0]}[name], path)
+        return walk({"text": self.text, "match": self.found.whole}[name], path)
 
     def _expand(self, spec: CallSpec) -> Iterator[_Planned]:
         if spec.for_each is None:
             yield self._plan(spec, {})
             return
         over = self._over() if spec.over is None else text_of(fill(spec.over, self.lookup))
-        for found in re.finditer(spec.for_each, over[:SEARCHED_CHARS]):
-            groups = {name: self._typed(name, value) for name, value in found.groupdict().items()}
+        for found in Pattern.of(spec.for_each).every(over[:SEARCHED_CHARS]):
+            groups = {name: self._typed(name, value) for name, value in found.groups.items()}
             yield self._plan(spec, groups)
 
     def _over(self) -> str:
-        groups = self.found.groupdict()
-        return next((value for value in groups.values() if value is not None), self.found[0])
+        values = self.found.groups.values()
+        return next((value for value in values if value is not None), self.found.whole)
 
     def _plan(self, spec: CallSpec, groups: dict[str, Any]) -> _Planned:
         def lookup(name: str, path: list[str]) -> Any:
@@ -146,27 +158,31 @@ class RuleModel:
     """The built-in model.
 
     Args:
-        script: The rules, tried in order; without any, every answer says what this is.
+        script: Its rules are tried in order; without any, every answer says what this is.
     """
 
-    def __init__(self, script: Script = ()) -> None:
-        self._script = script
+    def __init__(self, script: Script | None = None) -> None:
+        self._rules = () if script is None else script.rules
+        patterns = [pattern for rule in self._rules for pattern in rule.patterns]
+        self._may_block = any(pattern.may_block for pattern in patterns)
 
     async def respond(self, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
         """Play the rule that matches, from where the run stands to its next calls or its end.
 
         Raises:
-            ModelFailedError: A `fail` step, or a call of a tool that the run does not have.
+            ModelFailedError: A `fail` step, a call of a tool that the run does not have, or a search that
+                takes too long.
+            RunExpiredError: An `expire` step.
         """
         text = next((turn.text for turn in reversed(prompt.turns) if turn.role == "user"), "")
-        play, queue = self._replay(prompt, text)
+        play, queue = await self._matched(self._replay, prompt, text)
         if play is None:
             yield TextPiece(self._default(text))
             yield Finish(reason="stop")
             return
         outputs = self._call(play, list(queue), prompt) if queue else self._play(play, prompt)
-        async with aclosing(outputs):
-            async for output in outputs:
+        async with aclosing(within(prompt.max_completion_tokens, outputs)) as cut:
+            async for output in cut:
                 yield output
 
     async def _play(self, play: _Play, prompt: Prompt) -> AsyncGenerator[ModelOutput, None]:
@@ -175,13 +191,15 @@ class RuleModel:
                 await asyncio.sleep(step.think_s)
             elif step.fail is not None:
                 raise ModelFailedError(step.fail.code, step.fail.message)
+            elif step.expire:
+                raise RunExpiredError
             elif step.overrun:
                 yield Finish(reason="length")
                 return
             for piece in _pieces(play.say(step), play.rule):
                 yield TextPiece(piece)
                 await asyncio.sleep(play.rule.piece_s)
-            if prompt.tool_choice != "none" and (calls := play.planned(step)):
+            if prompt.tool_choice != "none" and (calls := await self._matched(play.planned, step)):
                 async with aclosing(self._call(play, calls, prompt)) as outputs:
                     async for output in outputs:
                         yield output
@@ -205,6 +223,19 @@ class RuleModel:
                 await asyncio.sleep(play.rule.piece_s)
         yield Finish(reason="tool_calls")
 
+    async def _matched(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Do what searches texts, on another thread if that may take long.
+
+        Raises:
+            ModelFailedError: A search took too long.
+        """
+        try:
+            if self._may_block:
+                return await asyncio.to_thread(work, *arguments, **options)
+            return work(*arguments, **options)
+        except PatternTimeoutError as error:
+            raise ModelFailedError("server_error", f"The script's pattern {error}.") from None
+
     def _replay(self, prompt: Prompt, text: str) -> tuple[_Play | None, deque[_Planned]]:
         """Find the rule, at the step where the run stands, and what is left of a batch to be called."""
         play = self._begin(text)
@@ -220,24 +251,24 @@ class RuleModel:
         return play, queue
 
     def _begin(self, text: str) -> _Play | None:
-        for rule in self._script:
-            found = None if rule.on_output else rule.pattern.search(text[:SEARCHED_CHARS])
+        for rule in self._rules:
+            found = None if rule.on_output else rule.pattern.first(text[:SEARCHED_CHARS])
             if found is not None:
                 return _Play(rule, text, found)
         return None
 
     def _taken_over(self, play: _Play, finished: Round, text: str) -> _Play:
         outputs = "\n".join(call.output for call in finished.calls)[:SEARCHED_CHARS]
-        for rule in self._script:
-            found = rule.pattern.search(outputs) if rule.on_output else None
+        for rule in self._rules:
+            found = rule.pattern.first(outputs) if rule.on_output else None
             if found is not None:
                 return _Play(rule, text, found, play.made)
         return play
 
     def _default(self, text: str) -> str:
-        if not self._script:
+        if not self._rules:
             return f"{_STAND_IN} It has no rules: start the server with --script FILE. You said: {text[:200]}"
-        names = ", ".join(rule.name for rule in self._script)
+        names = ", ".join(rule.name for rule in self._rules)
         return f"{_STAND_IN} None of its rules matches this message; it has: {names}."
 
 

@@ -2,7 +2,8 @@ r"""Script files of the rule engine: their format, and the messages for what is 
 
 Owns reading and checking. Knows nothing of runs; `orchestrator.server.rules` plays what is read here.
 
-A script is YAML (read by `yaml.safe_load`) or a Python file, which is **executed** and defines `rules`:
+A script is YAML (read by `yaml.safe_load`) or a Python file, which is **executed** and defines `rules`,
+`faults` or both:
 
 ```yaml
 piece_chars: 24          # how much text or argument goes into one streamed piece (default 24)
@@ -17,12 +18,13 @@ rules:                   # the first rule that matches plays its steps
             for_each: '(?P<city>[A-Z]\w+)'        # one call per occurrence
             arguments: {city: '{city}', unit: c}
       - say: 'Here it is: {get_weather}'
+faults: []               # what requests meet on purpose: `orchestrator.server.faults`
 ```
 
 - A rule has `match` or `match_output`: a regular expression (`re.search`) on the last user message, or
   on the outputs of the batch that was just answered, joined by line breaks; such a rule takes over from
-  the one that made the calls. At most the first 4,000 characters are searched, because `re` cannot be
-  timed out: a script is the operator's own, do not take one from a stranger.
+  the one that made the calls. At most the first 4,000 characters are searched, for a second at the most; a
+  search that takes longer fails the run (`orchestrator.server.matching`).
 - A rule may have `piece_chars` and `piece_s` of its own, and `types: {n: integer}`, which turns a named
   group into `integer`, `number`, `boolean` or `json` where it can be.
 - `steps` are played in order; each has one key. After a `call` the rule waits for the outputs and goes
@@ -40,6 +42,7 @@ rules:                   # the first rule that matches plays its steps
     - `fail: {code, message}`: the run fails; `code` is `server_error` (the default),
       `rate_limit_exceeded` or `invalid_prompt`.
     - `overrun: true`: the model stops as if it had reached its token limit; the run ends incomplete.
+    - `expire: true`: the run's time is over; it ends expired.
 - Templates (`orchestrator.server.templates`) know the named groups, `text` (the last user message),
   `match` (what matched), and every output by its tool's or `as` name: `{get_time}` is the output itself,
   and `{get_time.zone.offset}` looks into it when it is JSON. Several calls under one name give a list of
@@ -49,7 +52,6 @@ rules:                   # the first rule that matches plays its steps
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
@@ -57,6 +59,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from orchestrator.server.faults import Fault, FaultError, fault
+from orchestrator.server.matching import Pattern, PatternError
 from orchestrator.server.templates import names_in
 
 if TYPE_CHECKING:
@@ -115,6 +119,7 @@ class StepSpec(_Spec, frozen=True, kw_only=True):
     say: str | list[str | EachSpec] | None = None
     fail: FailSpec | None = None
     overrun: Literal[True] | None = None
+    expire: Literal[True] | None = None
 
     @property
     def calls(self) -> list[CallSpec]:
@@ -139,6 +144,7 @@ class _RuleSpec(_Spec, frozen=True, kw_only=True):
 
 class _ScriptSpec(_Spec, frozen=True, kw_only=True):
     rules: list[Any] = []
+    faults: list[Any] = []
     piece_chars: Annotated[int, Meta(ge=1)] = 24
     piece_s: Seconds = 0.0
 
@@ -158,16 +164,32 @@ class Rule:
     """
 
     name: str
-    pattern: re.Pattern[str]
+    pattern: Pattern
     on_output: bool
     types: dict[str, str]
     piece_chars: int
     piece_s: float
     steps: tuple[StepSpec, ...]
 
+    @property
+    def patterns(self) -> list[Pattern]:
+        """Every pattern in it."""
+        calls = [call for step in self.steps for call in step.calls]
+        return [self.pattern, *(Pattern.of(call.for_each) for call in calls if call.for_each is not None)]
 
-Script: TypeAlias = tuple[Rule, ...]
-"""The rules, in the order in which they are tried."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A checked script.
+
+    Attributes:
+        rules: What the rule engine plays, in the order in which they are tried.
+        faults: What requests meet on purpose, in the same order.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
 
 _OWN_NAMES: Final = {"text", "match"}
 
@@ -210,16 +232,17 @@ def _python(path: Path) -> Any:
         names = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         raise ScriptError(f"{path} failed when it was executed: {type(error).__name__}: {error}") from error
-    if "rules" not in names:
-        raise ScriptError(f"{path} does not define `rules`")
-    return names["rules"]
+    whole = {name: names[name] for name in ("rules", "faults") if name in names}
+    if not whole:
+        raise ScriptError(f"{path} does not define `rules` or `faults`")
+    return whole
 
 
 def build(raw: Any, source: str = "script") -> Script:
     """Check a script that was read already.
 
     Args:
-        raw: `{"rules": [...], ...}`, or just the list of rules; `None` is an empty script.
+        raw: `{"rules": [...], "faults": [...], ...}`, or just the list of rules; `None` is an empty script.
         source: How messages name it.
 
     Raises:
@@ -231,7 +254,10 @@ def build(raw: Any, source: str = "script") -> Script:
         script = msgspec.convert(whole, _ScriptSpec)
     except msgspec.ValidationError as error:
         raise ScriptError(f"{source}: {error}") from None
-    return tuple(_rule(rule, number, script, source) for number, rule in enumerate(script.rules, start=1))
+    return Script(
+        rules=tuple(_rule(raw, number, script, source) for number, raw in enumerate(script.rules, start=1)),
+        faults=tuple(_fault(raw, number, source) for number, raw in enumerate(script.faults, start=1)),
+    )
 
 
 def _plain(raw: Any, source: str) -> Any:
@@ -272,16 +298,23 @@ def _rule(raw: Any, number: int, script: _ScriptSpec, source: str) -> Rule:
     )
 
 
-def _pattern(text: str, where: str) -> re.Pattern[str]:
+def _fault(raw: Any, number: int, source: str) -> Fault:
     try:
-        return re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ScriptError(f"{where}: `{text}` is not a regular expression: {error}") from None
+        return fault(raw)
+    except FaultError as error:
+        raise ScriptError(f"{source}: fault {number}: {error}") from None
 
 
-def _check_names(spec: _RuleSpec, pattern: re.Pattern[str], where: str) -> None:
+def _pattern(text: str, where: str) -> Pattern:
+    try:
+        return Pattern.of(text)
+    except PatternError as error:
+        raise ScriptError(f"{where}: {error}") from None
+
+
+def _check_names(spec: _RuleSpec, pattern: Pattern, where: str) -> None:
     """See that every step does one thing and every template names something that can exist by then."""
-    known = {*_OWN_NAMES, *pattern.groupindex}
+    known = {*_OWN_NAMES, *pattern.names}
     called: set[str] = set()
     for number, step in enumerate(spec.steps, start=1):
         at = f"{where}, step {number}"
@@ -297,7 +330,7 @@ def _check_names(spec: _RuleSpec, pattern: re.Pattern[str], where: str) -> None:
 
 
 def _check_call(call: CallSpec, visible: set[str] | None, at: str) -> None:
-    groups = _pattern(call.for_each, at).groupindex if call.for_each is not None else {}
+    groups = _pattern(call.for_each, at).names if call.for_each is not None else set()
     if call.over is not None and call.for_each is None:
         raise ScriptError(f"{at}: `over` needs `for_each`")
     if call.arguments and call.arguments_raw is not None:

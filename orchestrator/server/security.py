@@ -1,7 +1,7 @@
-"""Who may talk to the server: keys, and what protects a server without one from web pages.
+"""Who may talk to the server, and as whom: keys, and what protects a server without one from web pages.
 
-Owns the comparison of keys, the rule about loopback, and which hosts and origins count as local. Reads
-header values; knows nothing of routes.
+Owns the comparison of keys, the namespace that each of them opens, the rule about loopback, and which hosts
+and origins count as local. Reads header values; knows nothing of routes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from orchestrator.server.refusal import RefusalError
@@ -17,7 +17,13 @@ from orchestrator.server.refusal import RefusalError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Gate", "is_loopback"]
+__all__ = ["OPEN", "Gate", "is_loopback", "namespace_of"]
+
+OPEN: Final = ""
+"""The namespace of a server without keys."""
+
+_SALT: Final = b"orchestrator server, namespace of a key, 1"
+_COST: Final = {"n": 2**12, "r": 8, "p": 1}
 
 
 def is_loopback(host: str) -> bool:
@@ -37,27 +43,44 @@ class Gate:
     of another origin is refused. With keys neither matters, since a page does not have one.
 
     Args:
-        keys: The accepted API keys; only their hashes are kept.
+        keys: The accepted API keys; only their hashes are kept, each of which takes some milliseconds.
+
+    Attributes:
+        namespaces: What the keys open, in their order; without keys, `OPEN`.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._hashes = [_hash(key.encode("utf-8", "surrogateescape")) for key in keys]
+        self._known = {_hash(_bytes(key)): namespace_of(key) for key in keys}
+        self.namespaces = tuple(self._known.values()) or (OPEN,)
 
     def admit(self, headers: Mapping[str, str]) -> str:
-        """Check a request's headers; return what scopes its idempotency keys (a hash, `""` without keys).
+        """Check a request's headers; return the namespace that they open.
 
         Raises:
             RefusalError: 401 for a missing or wrong key, 403 for a foreign host or origin.
         """
-        if not self._hashes:
+        if not self._known:
             _check_local(headers)
-            return ""
+            return OPEN
         # Headers are read as Latin-1, byte by byte; a key that is not ASCII was sent as UTF-8.
         given = _hash(_key(headers).encode("latin-1"))
         # Every key is compared, so that the time taken does not tell how many there are before the right one.
-        if not max([hmac.compare_digest(given, known) for known in self._hashes]):
+        opened = [namespace for known, namespace in self._known.items() if hmac.compare_digest(given, known)]
+        if not opened:
             raise RefusalError(401, "Incorrect API key provided.", code="invalid_api_key")
-        return given.hex()
+        return opened[0]
+
+
+def namespace_of(key: str) -> str:
+    """Return the namespace that a key opens, which is stored with every object: a hash too slow to guess by.
+
+    It is the same in every database, so that a key finds its objects again wherever they are served from.
+    """
+    return hashlib.scrypt(_bytes(key), salt=_SALT, dklen=16, **_COST).hex()
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _hash(key: bytes) -> bytes:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from orchestrator.telemetry import configure_logging
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from orchestrator.server.database import Database
+    from orchestrator.server.models import Model
     from orchestrator.server.script import Script
+    from orchestrator.server.store import Store
 
 __all__ = ["run"]
 
@@ -33,9 +36,12 @@ def run(
     *,
     host: str = "127.0.0.1",
     port: int = 8765,
-    db: Path | None = None,
+    db: Database | None = None,
     api_keys: Sequence[str] = (),
     script: Path | None = None,
+    model_url: str | None = None,
+    model_key: str | None = None,
+    model_name: str | None = None,
     run_ttl_s: float = 600.0,
     log_level: Literal["debug", "info", "warning", "error"] = "info",
     on_listening: Callable[[str], None] | None = None,
@@ -49,9 +55,14 @@ def run(
     Args:
         host: Address to listen on; one that is not loopback needs at least one key.
         port: TCP port; 0 picks a free one.
-        db: The SQLite file, kept and taken up again; without one, a temporary file, removed at the end.
-        api_keys: The accepted keys; without any, only local callers are served.
+        db: A SQLite file, or the URL of a PostgreSQL database (`postgresql+psycopg://…`), kept and taken up
+            again; without one, a temporary file, removed at the end.
+        api_keys: The accepted keys, each with a namespace of its own; without any, only local callers are
+            served.
         script: Rules for the built-in model (`orchestrator.server.script`); a Python file is executed.
+        model_url: A Chat Completions endpoint that answers instead of the built-in model.
+        model_key: The key it wants; never logged.
+        model_name: The model to ask it for, whatever the runs say.
         run_ttl_s: Seconds after which a run that is not over expires.
         log_level: `"debug"`, `"info"` (a line per request), `"warning"` or `"error"`.
         on_listening: Called with the base URL instead of the line on stdout being printed.
@@ -67,6 +78,7 @@ def run(
                 _listen(host, port, api_keys),
                 db or _temporary(resources),
                 _script(script),
+                _Upstream(model_url, model_key, model_name),
                 api_keys=api_keys,
                 run_ttl_s=run_ttl_s,
                 announce=on_listening or _print_listening,
@@ -80,8 +92,9 @@ def run(
 def _serve(
     resources: ExitStack,
     listener: socket.socket,
-    db: Path,
+    db: Database,
     script: Script,
+    upstream: _Upstream,
     *,
     api_keys: Sequence[str],
     run_ttl_s: float,
@@ -89,12 +102,14 @@ def _serve(
 ) -> None:
     from orchestrator.server.app import PREFIX, create_app
     from orchestrator.server.listener import Server, url_of
-    from orchestrator.server.rules import RuleModel
 
     resources.callback(listener.close)
-    _check_db(db)
     url = url_of(listener, PREFIX)
-    app = create_app(db=db, model=RuleModel(script), api_keys=api_keys, run_ttl_s=run_ttl_s)
+    app = create_app(
+        db=db, model=_model(script, upstream), faults=script.faults, api_keys=api_keys, run_ttl_s=run_ttl_s
+    )
+    resources.callback(app.state.store.close)
+    _open(app.state.store, db)
     _stop_with_the_terminal()
     Server(app, on_listening=lambda: announce(url)).run(sockets=[listener])
 
@@ -129,11 +144,38 @@ def _listen(host: str, port: int, api_keys: Sequence[str]) -> socket.socket:
         raise _BadConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
+class _Upstream(NamedTuple):
+    """A Chat Completions endpoint, as it was asked for."""
+
+    url: str | None
+    key: str | None
+    name: str | None
+
+
+def _model(script: Script, upstream: _Upstream) -> Model:
+    if upstream.url is None:
+        from orchestrator.server.rules import RuleModel
+
+        if upstream != (None, None, None):
+            raise _BadConfigurationError("a model's key or name belongs to an endpoint: give its URL, too")
+        return RuleModel(script)
+    from orchestrator.server.chat import BadEndpointError, ChatModel, Endpoint
+
+    if script.rules:
+        raise _BadConfigurationError(
+            "the script has rules, and a model's URL was given: only one can answer; faults alone may stay"
+        )
+    try:
+        return ChatModel(Endpoint.of(upstream.url, upstream.key), name=upstream.name)
+    except BadEndpointError as error:
+        raise _BadConfigurationError(str(error)) from None
+
+
 def _script(path: Path | None) -> Script:
-    from orchestrator.server.script import ScriptError, load
+    from orchestrator.server.script import Script, ScriptError, load
 
     try:
-        return () if path is None else load(path)
+        return Script() if path is None else load(path)
     except ScriptError as error:
         raise _BadConfigurationError(" ".join(str(error).split())) from None
 
@@ -143,21 +185,21 @@ def _temporary(resources: ExitStack) -> Path:
     return Path(directory) / "orchestrator.sqlite"
 
 
-def _check_db(path: Path) -> None:
-    """Open the file once before anything is announced, so that a bad one is a line and not a stack trace."""
+def _open(store: Store, db: Database) -> None:
+    """Open the database before anything is announced, so that a bad one is a line and not a stack trace."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from orchestrator.server.database import DatabaseHeldError, DatabaseURLError, shown
     from orchestrator.server.schema import SchemaMismatchError
-    from orchestrator.server.store import Store
 
-    store = Store(path)
     try:
         store.open()
     except OSError as error:
-        raise _BadConfigurationError(f"cannot use the database {path}: {error.strerror}") from None
-    except SchemaMismatchError as error:
-        raise _BadConfigurationError(f"cannot use the database {path}: {error}") from None
+        reason = error.strerror
+    except (DatabaseHeldError, DatabaseURLError, SchemaMismatchError) as error:
+        reason = str(error)
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).partition("\n")[0]
-        raise _BadConfigurationError(f"cannot use the database {path}: {reason}") from None
-    store.close()
+    else:
+        return
+    raise _BadConfigurationError(f"cannot use the database {shown(db)}: {reason}")

@@ -1,14 +1,17 @@
-"""Everything the server remembers, in one SQLite file, behind one thread.
+"""Everything the server remembers, in SQLite or PostgreSQL, behind one thread.
 
-Owns the connection, the order of writes and their durability. Knows the protocol's objects as JSON bodies
-with ids, and none of their rules.
+Owns the order of writes and their durability. Knows the protocol's objects as JSON bodies with ids, and none
+of their rules; the statements are those of `orchestrator.server.queries`.
 
-- All database work runs on the store's own thread, so that no fsync ever stalls the server's loop.
+- All database work runs on the store's own thread, so that no fsync and no round trip ever stalls the
+  server's loop.
 - `save` returns at once. Saves of one object made before the thread gets to them collapse into the last.
-- The thread works in batches: everything saved, then every query asked for, then one commit (SQLite WAL,
-  `synchronous=FULL`). Queries are answered after that commit: **what was answered is stored**, a query sees
-  every earlier save, and a crowd of requests shares one fsync.
-- The file is held exclusively: a second server on it fails at start instead of corrupting run locks.
+- The thread works in batches: everything saved, then every query asked for, then one commit (SQLite:
+  WAL with `synchronous=FULL`). Queries are answered after that commit: **what was answered is stored**, a
+  query sees every earlier save, and a crowd of requests shares one fsync.
+- A batch that fails is tried again in parts, on a new connection if the old one is gone: saves are never
+  given up while the server lives, and a query that cannot be answered fails alone.
+- A `Shelf` is what one namespace sees of all this; nothing of another's can be reached through it.
 """
 
 from __future__ import annotations
@@ -16,26 +19,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-import msgspec
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, select
-from sqlalchemy.dialects.sqlite import Insert, insert
-from sqlalchemy.pool import NullPool
+from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.protocol.objects import ACTIVE_STATUSES
-from orchestrator.server.objects import page
-from orchestrator.server.schema import TABLES, Kind, idempotency, prepare
+from orchestrator.server import queries
+from orchestrator.server.database import Database, Tenancy
+from orchestrator.server.schema import Kind, idempotency, prepare
+from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Table
+    from sqlalchemy import Connection
 
     from orchestrator.protocol.objects import JSON
 
-__all__ = ["Store", "UnknownCursorError", "find", "listed"]
+__all__ = ["Shelf", "Store"]
+
+_log = get_logger(__name__)
 
 T = TypeVar("T")
 _Job: TypeAlias = "tuple[Callable[[Connection], Any], Future[Any]]"
@@ -43,85 +45,85 @@ _Rows: TypeAlias = "dict[tuple[str, str], JSON]"
 """Rows to be written, by table and primary key."""
 
 _RETRY_S: Final = 0.2
-"""How long a batch whose commit failed (a full disk) waits before its saves are tried again."""
-
-
-class UnknownCursorError(Exception):
-    """A list was asked to start at an object that is not in it.
-
-    Attributes:
-        parameter: `"after"` or `"before"`.
-        cursor: The id that was given.
-    """
-
-    def __init__(self, parameter: str, cursor: str) -> None:
-        self.parameter = parameter
-        self.cursor = cursor
-        super().__init__(f"no object {cursor!r} in this list")
+"""How long saves that could not be written (a full disk, a database that restarts) wait to be tried again."""
 
 
 class Store:
     """The server's memory; made and opened anywhere, then used on one event loop.
 
     Args:
-        path: The SQLite file; created with mode 0600 when it does not exist.
+        database: A SQLite file, created with mode 0600 when it does not exist; or the URL of a PostgreSQL
+            database, `postgresql+psycopg://…`.
+        heir: The namespace that inherits objects from before there were namespaces.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._engine: Engine | None = None
+    def __init__(self, database: Database, *, heir: str = "") -> None:
+        self._database = database
+        self._heir = heir
         self._thread: threading.Thread | None = None
         self._condition = threading.Condition()
         self._fresh: _Rows = {}
         self._saves: _Rows = {}
         self._jobs: list[_Job] = []
         self._closing = False
+        self._failing = False
         self._seq = 0
 
     def open(self) -> None:
-        """Open or create the file and start the thread; blocks for some milliseconds.
+        """Take hold of the database, make or migrate its tables and start the thread; does nothing if open.
+
+        Blocks for some milliseconds, and for a few seconds where another server may be about to let go.
 
         Raises:
             OSError: The file cannot be created or written.
-            SchemaMismatchError: The file holds another version's tables.
-            sqlalchemy.exc.SQLAlchemyError: The file is no database, or another server holds it.
+            DatabaseURLError: The URL cannot be used, or its driver is not installed.
+            DatabaseHeldError: Another server works on it.
+            SchemaMismatchError: It holds the tables of a newer version or of another program.
+            sqlalchemy.exc.SQLAlchemyError: It is no database, or cannot be reached.
         """
-        self._path.touch(mode=0o600)
-        self._engine = _engine(self._path)
+        if self._thread is not None:
+            return
+        tenancy = Tenancy(self._database)
+        connection = tenancy.connect()
         try:
-            with self._engine.begin() as connection:
-                prepare(connection)
-                self._seq = max(_last_seq(connection, table) for table in TABLES.values())
-            connection = self._engine.connect()
+            with connection.begin():
+                prepare(connection, heir=self._heir)
+                tenancy.begin(connection)
+                self._seq = queries.last_seq(connection)
         except BaseException:
-            self._engine.dispose()
+            connection.close()
             raise
+        self._closing = self._failing = False
         self._thread = threading.Thread(
             target=self._work, args=(connection,), name="orchestrator-server-store", daemon=True
         )
         self._thread.start()
 
     def close(self) -> None:
-        """Write what was saved, stop the thread and close the file; blocks, may be repeated."""
-        if self._thread is None or self._engine is None:
+        """Write what was saved, stop the thread and let go of the database; blocks, may be repeated."""
+        if self._thread is None:
             return
         self._closing = True
         self._hand_over()
         self._thread.join()
-        self._engine.dispose()
         self._thread = None
 
-    def save(self, kind: Kind, body: JSON) -> None:
+    def within(self, namespace: str) -> Shelf:
+        """Return what one namespace sees of the store."""
+        return Shelf(self, namespace)
+
+    async def namespaces_at_work(self) -> list[str]:
+        """Return the namespaces that hold runs which are not terminal."""
+        return await self.perform(queries.namespaces_at_work)
+
+    def save(self, namespace: str, kind: Kind, body: JSON) -> None:
         """Write an object as it is now, soon; never blocks.
 
         What one turn of the loop saves is stored together or not at all. An object's place in lists is that
         of its first save.
         """
-        table = TABLES[kind]
         self._seq += 1
-        row = {column.name: body[column.name] for column in table.c if column.name not in ("seq", "body")}
-        row |= {"seq": self._seq, "body": msgspec.json.encode(body)}
-        self._add(kind, body["id"], row)
+        self._add(kind, body["id"], queries.row(namespace, kind, body, self._seq))
 
     def remember(self, key: str, *, digest: str, run_id: str, thread_id: str) -> None:
         """Note which run an idempotency key made; like `save`, and stored together with it."""
@@ -131,12 +133,12 @@ class Store:
     def _add(self, table: str, row_id: str, row: JSON) -> None:
         if not self._fresh:
             asyncio.get_running_loop().call_soon(self._hand_over)
-        self._fresh[table, row_id] = row
+        _merge(self._fresh, {(table, row_id): row})
 
     def _hand_over(self, *jobs: _Job) -> None:
         """Give the thread what this turn of the loop saved, all at once: a transition is stored whole."""
         with self._condition:
-            self._saves.update(self._fresh)
+            _merge(self._saves, self._fresh)
             self._fresh = {}
             self._jobs.extend(jobs)
             self._condition.notify()
@@ -150,7 +152,7 @@ class Store:
 
         Args:
             job: Called with a connection inside a transaction. It must not write and then raise: it shares
-                the transaction with others.
+                the transaction with others. It is called again when the transaction was lost.
         """
         if self._closing:
             raise RuntimeError("the store is closed")
@@ -158,9 +160,101 @@ class Store:
         self._hand_over((job, future))
         return await asyncio.wrap_future(future)
 
+    def _work(self, connection: Connection) -> None:
+        with connection:
+            while True:
+                with self._condition:
+                    while not (self._saves or self._jobs or self._closing):
+                        self._condition.wait()
+                    saves, self._saves = self._saves, {}
+                    jobs, self._jobs = self._jobs, []
+                    if not saves and not jobs:
+                        return
+                if self._batch(connection, saves, jobs) is not None:
+                    self._salvage(connection, saves, jobs)
+
+    def _batch(self, connection: Connection, saves: _Rows, jobs: list[_Job]) -> Exception | None:
+        """Write, ask, commit, and only then answer; or return why nothing of it was done."""
+        outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
+        try:
+            with connection.begin():
+                queries.write(connection, saves)
+                for job, future in jobs:
+                    outcomes.append((future, *_outcome(job, connection)))
+        except Exception as error:  # noqa: BLE001 - whatever the database raised belongs to those who wait for it
+            return error
+        for future, result, problem in outcomes:
+            _settle(future, result, problem)
+        return None
+
+    def _salvage(self, connection: Connection, saves: _Rows, jobs: list[_Job]) -> None:
+        """Do what failed as a whole in parts: the saves, then each job in a transaction of its own."""
+        error = self._batch(connection, saves, [])
+        if error is not None:
+            self._keep(saves, error)
+            for _, future in jobs:
+                _settle(future, None, error)
+            self._pause()
+            return
+        self._failing = False
+        for job in jobs:
+            # Where there is no connection any more, the others need not wait for it one by one.
+            problem = self._batch(connection, {}, [job]) if error is None else error
+            error = problem if connection.invalidated else None
+            if problem is not None:
+                _settle(job[1], None, problem)
+
+    def _keep(self, saves: _Rows, error: Exception) -> None:
+        """Put unwritten saves back, under newer ones; when closing they are given up."""
+        if not self._failing:
+            # By its kind alone: what a database says of a statement may hold what users wrote.
+            _log.error("server.store_failed", reason=type(error).__name__, unwritten=len(saves))
+        self._failing = True
+        with self._condition:
+            if not self._closing:
+                _merge(saves, self._saves)
+                self._saves = saves
+
+    def _pause(self) -> None:
+        with self._condition:
+            if not self._closing:
+                self._condition.wait(_RETRY_S)
+
+
+class Shelf:
+    """What one namespace sees of a store; used on the store's loop.
+
+    Args:
+        store: The store; opened before anything is asked.
+        namespace: Whose objects these are.
+
+    Attributes:
+        namespace: Whose objects these are.
+    """
+
+    def __init__(self, store: Store, namespace: str) -> None:
+        self._store = store
+        self.namespace = namespace
+
+    def save(self, kind: Kind, body: JSON) -> None:
+        """Write an object as it is now, soon; as `Store.save`."""
+        self._store.save(self.namespace, kind, body)
+
+    def remember(self, key: str, *, digest: str, run_id: str, thread_id: str) -> None:
+        """Note which run an idempotency key made; as `Store.remember`."""
+        self._store.remember(key, digest=digest, run_id=run_id, thread_id=thread_id)
+
+    async def settle(self) -> None:
+        """Wait until everything saved so far is on disk."""
+        await self._store.settle()
+
+    async def perform(self, job: Callable[[Connection, str], T]) -> T:
+        """Look at several things at once; as `Store.perform`, the job is told the namespace, too."""
+        return await self._store.perform(lambda connection: job(connection, self.namespace))
+
     async def get(self, kind: Kind, object_id: str) -> JSON | None:
         """Return one object, or `None`."""
-        return await self.perform(lambda connection: find(connection, kind, object_id))
+        return await self.perform(lambda connection, own: queries.find(connection, own, kind, object_id))
 
     async def page(
         self,
@@ -185,9 +279,10 @@ class Store:
         Raises:
             UnknownCursorError: `after` or `before` is not in the list.
         """
-        result = await self.perform(
-            lambda connection: _page(
+        return await self.perform(
+            lambda connection, own: queries.paged(
                 connection,
+                own,
                 kind,
                 filters=filters,
                 limit=limit,
@@ -196,19 +291,10 @@ class Store:
                 before=before,
             )
         )
-        if isinstance(result, UnknownCursorError):
-            raise result
-        return result
 
     async def all(self, kind: Kind, **filters: str) -> list[JSON]:
         """Return every object of a kind whose columns equal the filters, oldest first."""
-        return await self.perform(lambda connection: listed(connection, kind, **filters))
-
-    async def active_runs(self) -> list[JSON]:
-        """Return the runs that are not terminal, oldest first."""
-        table = TABLES["runs"]
-        query = select(table.c.body).where(table.c.status.in_(ACTIVE_STATUSES)).order_by(table.c.seq)
-        return await self.perform(lambda connection: _bodies(connection.scalars(query).all()))
+        return await self.perform(lambda connection, own: queries.listed(connection, own, kind, **filters))
 
     async def change(self, kind: Kind, object_id: str, change: Callable[[JSON], None]) -> JSON | None:
         """Change one stored object and return it, or `None`; nothing comes between reading and writing.
@@ -216,89 +302,31 @@ class Store:
         `change` changes the object in place, on the store's thread, but no field that is a column. What it
         raises is raised here, and nothing is written.
         """
-        return await self.perform(lambda connection: _change(connection, kind, object_id, change))
+        return await self.perform(
+            lambda connection, own: queries.changed(connection, own, kind, object_id, change)
+        )
 
     async def delete(self, kind: Kind, object_id: str) -> bool:
         """Remove one object, and with a thread all it holds; say whether it existed."""
-        return await self.perform(lambda connection: _delete(connection, kind, object_id))
+        return await self.perform(lambda connection, own: queries.deleted(connection, own, kind, object_id))
 
     async def remembered(self, key: str) -> tuple[str, str] | None:
         """Return the digest and the run that an idempotency key stands for, or `None`."""
-        query = select(idempotency.c.digest, idempotency.c.run_id).where(idempotency.c.key == key)
-
-        def look(connection: Connection) -> tuple[str, str] | None:
-            row = connection.execute(query).first()
-            return None if row is None else (row.digest, row.run_id)
-
-        return await self.perform(look)
-
-    def _work(self, connection: Connection) -> None:
-        with connection:
-            while True:
-                with self._condition:
-                    while not (self._saves or self._jobs or self._closing):
-                        self._condition.wait()
-                    saves, self._saves = self._saves, {}
-                    jobs, self._jobs = self._jobs, []
-                    if not saves and not jobs:
-                        return
-                self._batch(connection, saves, jobs)
-
-    def _batch(
-        self,
-        connection: Connection,
-        saves: _Rows,
-        jobs: list[_Job],
-    ) -> None:
-        outcomes: list[tuple[Future[Any], Any, Exception | None]] = []
-        try:
-            with connection.begin():
-                _write(connection, saves)
-                for job, future in jobs:
-                    outcomes.append((future, *_outcome(job, connection)))
-        except Exception as error:  # noqa: BLE001 - whatever the database raised belongs to those who wait for it
-            for _, future in jobs:
-                _settle(future, None, error)
-            self._keep(saves)
-            return
-        for future, result, problem in outcomes:
-            _settle(future, result, problem)
-
-    def _keep(self, saves: _Rows) -> None:
-        """Put unwritten saves back, under newer ones; when closing they are given up."""
-        with self._condition:
-            if not self._closing:
-                self._saves = {**saves, **self._saves}
-                self._condition.wait(_RETRY_S)
+        return await self.perform(lambda connection, _: queries.remembered(connection, key))
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        # Not a string: in one, a question mark in the path would begin options, and open another file.
-        URL.create("sqlite", database=str(path.absolute())),
-        poolclass=NullPool,
-        connect_args={"check_same_thread": False, "timeout": 1.0, "isolation_level": None},
-    )
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}").close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _last_seq(connection: Connection, table: Table) -> int:
-    return connection.execute(select(func.max(table.c.seq))).scalar() or 0
+def _merge(rows: _Rows, newer: _Rows) -> None:
+    """Put newer rows over older ones, which have decided where they are in lists."""
+    for key, row in newer.items():
+        older = rows.get(key, row)
+        rows[key] = row | {"seq": older["seq"]} if "seq" in row else row
 
 
 def _outcome(job: Callable[[Connection], T], connection: Connection) -> tuple[T | None, Exception | None]:
     try:
         return job(connection), None
+    except SQLAlchemyError:
+        raise
     except Exception as error:  # noqa: BLE001 - it is raised where the job was asked for
         return None, error
 
@@ -310,90 +338,3 @@ def _settle(future: Future[Any], result: Any, error: Exception | None) -> None:
         future.set_result(result)
     else:
         future.set_exception(error)
-
-
-def _write(connection: Connection, saves: _Rows) -> None:
-    rows: dict[str, list[JSON]] = {}
-    for (table, _), row in saves.items():
-        rows.setdefault(table, []).append(row)
-    for name, batch in rows.items():
-        connection.execute(_UPSERTS[name], batch)
-
-
-def _upsert(table: Table) -> Insert:
-    statement = insert(table)
-    changed = {column.name: statement.excluded[column.name] for column in table.c if column.name in _CHANGING}
-    return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
-
-
-_CHANGING: Final = ("body", "status")
-_UPSERTS: Final[dict[str, Insert]] = {
-    idempotency.name: insert(idempotency).on_conflict_do_nothing(),
-    **{kind: _upsert(table) for kind, table in TABLES.items()},
-}
-
-
-def _bodies(rows: Any) -> list[JSON]:
-    return [msgspec.json.decode(body) for body in rows]
-
-
-def find(connection: Connection, kind: Kind, object_id: str) -> JSON | None:
-    """Return one object, or `None`; for jobs that look at several things at once."""
-    table = TABLES[kind]
-    body = connection.execute(select(table.c.body).where(table.c.id == object_id)).scalar()
-    return None if body is None else msgspec.json.decode(body)
-
-
-def listed(connection: Connection, kind: Kind, **filters: str) -> list[JSON]:
-    """Return all objects whose columns equal the filters, oldest first; for jobs like `find`."""
-    table = TABLES[kind]
-    query = select(table.c.body).where(*(table.c[name] == value for name, value in filters.items()))
-    return _bodies(connection.scalars(query.order_by(table.c.seq)).all())
-
-
-def _page(
-    connection: Connection,
-    kind: Kind,
-    *,
-    filters: dict[str, str],
-    limit: int,
-    descending: bool,
-    after: str | None,
-    before: str | None,
-) -> JSON | UnknownCursorError:
-    table = TABLES[kind]
-    conditions = [table.c[name] == value for name, value in filters.items()]
-    query = select(table.c.body).where(*conditions)
-    for parameter, cursor in (("after", after), ("before", before)):
-        if cursor is None:
-            continue
-        seq = connection.execute(select(table.c.seq).where(table.c.id == cursor, *conditions)).scalar()
-        if seq is None:
-            return UnknownCursorError(parameter, cursor)
-        older = (parameter == "after") == descending
-        query = query.where(table.c.seq < seq if older else table.c.seq > seq)
-    backwards = before is not None and after is None
-    order = table.c.seq.desc() if descending != backwards else table.c.seq.asc()
-    rows = _bodies(connection.scalars(query.order_by(order).limit(limit + 1)).all())
-    data = rows[:limit]
-    return page(data[::-1] if backwards else data, has_more=len(rows) > limit)
-
-
-def _change(
-    connection: Connection, kind: Kind, object_id: str, change: Callable[[JSON], None]
-) -> JSON | None:
-    body = find(connection, kind, object_id)
-    if body is not None:
-        change(body)
-        table = TABLES[kind]
-        where = table.c.id == object_id
-        connection.execute(table.update().where(where).values(body=msgspec.json.encode(body)))
-    return body
-
-
-def _delete(connection: Connection, kind: Kind, object_id: str) -> bool:
-    if kind == "threads":
-        for other in (*(TABLES[name] for name in ("messages", "runs", "steps")), idempotency):
-            connection.execute(other.delete().where(other.c.thread_id == object_id))
-    table = TABLES[kind]
-    return connection.execute(table.delete().where(table.c.id == object_id)).rowcount > 0

@@ -5,14 +5,15 @@ Owns the arithmetic on a run's `usage` and its two limits. Knows nothing of even
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.server import objects
-from orchestrator.server.models import CHARS_PER_TOKEN, tokens_in
+from orchestrator.server.models import tokens_in
 
 if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
-    from orchestrator.server.models import Finish
+    from orchestrator.server.models import Finish, Prompt
 
 __all__ = ["Meter", "TokenLimitError"]
 
@@ -46,21 +47,42 @@ class Meter:
         """Begin to count a completion.
 
         Raises:
-            TokenLimitError: The prompt does not fit into what is left of `max_prompt_tokens`.
+            TokenLimitError: The prompt does not fit into what is left of `max_prompt_tokens`, or nothing is
+                left of `max_completion_tokens`.
         """
+        if self.completion_tokens_left() == 0:
+            raise TokenLimitError("max_completion_tokens")
         limit = self._run["max_prompt_tokens"]
         if limit is not None and self._spent("prompt_tokens") + prompt_tokens > limit:
             raise TokenLimitError("max_prompt_tokens")
         self._prompt_tokens = prompt_tokens
 
-    def take(self, text: str) -> str:
-        """Count a piece as said; return as much of it as `max_completion_tokens` allows."""
+    def fit(self, prompt: Prompt) -> Prompt:
+        """Drop messages from the middle until the prompt fits what is left of `max_prompt_tokens`.
+
+        That is what the truncation strategy `auto` promises. The first message and the last stay, so that a
+        prompt may be too long all the same.
+        """
+        limit = self._run["max_prompt_tokens"]
+        if limit is None or self._run["truncation_strategy"]["type"] != "auto":
+            return prompt
+        excess = self._spent("prompt_tokens") + prompt.tokens() - limit
+        dropped = 0
+        for turn in prompt.turns[1:-1]:
+            if excess <= 0:
+                break
+            excess -= turn.tokens()
+            dropped += 1
+        return replace(prompt, turns=prompt.turns[:1] + prompt.turns[1 + dropped :])
+
+    def completion_tokens_left(self) -> int | None:
+        """Return what the next completion may say, over all of the run's; `None` without a limit."""
         limit = self._run["max_completion_tokens"]
-        if limit is not None:
-            left = CHARS_PER_TOKEN * (limit - self._spent("completion_tokens")) - self._said
-            text = text[: max(0, left)]
+        return None if limit is None else max(0, limit - self._spent("completion_tokens"))
+
+    def take(self, text: str) -> None:
+        """Count a piece as said."""
         self._said += len(text)
-        return text
 
     def finish(self, finish: Finish) -> dict[str, int]:
         """Add the completion to the run's usage and return it; the model's own counts win."""

@@ -28,6 +28,11 @@ OUTPUTS = {
         r"assistant: Rome has 25\.3 °C on average in July\.\n"
         r"tool_calls completed\nmessage_creation completed\ndeleted\n"
     ),
+    "faults.py": (
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"2 requests for a run, 1 run\n"
+        r"1 submission, 1 tool call\n"
+    ),
     "first_run.py": r"It is \d\d:\d\d in Europe/Oslo and \d\d:\d\d in Asia/Tokyo\.\n",
     "many_runs.py": (
         r"100 runs are started\n"

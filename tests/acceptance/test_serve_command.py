@@ -19,6 +19,8 @@ from processes import RULES, finished, serving
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from server.postgresql import PostgreSQL
+
 KEY = "a-key-of-this-test"
 BETA = {"openai-beta": "assistants=v2"}
 
@@ -52,11 +54,23 @@ def test_a_key_from_a_file_or_the_environment_is_wanted_and_stays_out_of_ps(tmp_
 
 def test_keys_of_options_stand_together_and_over_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "key"
-    file.write_text("third")
+    file.write_text("third\nfourth\n")
     options = ["--api-key", "first", "--api-key", "second", "--api-key-file", str(file)]
     with serving(tmp_path, *options, env={"ORCHESTRATOR_API_KEY": KEY}) as (_, url):
-        assert {status(url, api_key=key) for key in ("first", "second", "third")} == {200}
+        assert {status(url, api_key=key) for key in ("first", "second", "third", "fourth")} == {200}
         assert status(url, api_key=KEY) == 401
+
+
+def test_the_database_is_a_file_or_a_url_and_may_come_from_the_environment(
+    tmp_path: Path, postgresql: PostgreSQL
+) -> None:
+    file = tmp_path / "kept.sqlite"
+    with serving(tmp_path, "--db", str(file)) as (_, url):
+        assert status(url) == 200
+        assert file.exists()
+    with serving(tmp_path, env={"ORCHESTRATOR_DB": postgresql.schema()}) as (process, url):
+        assert status(url) == 200
+        assert postgresql.password not in " ".join(psutil.Process(process.pid).cmdline())
 
 
 def test_without_a_key_only_local_programs_are_served(tmp_path: Path) -> None:
@@ -73,7 +87,7 @@ def test_what_it_cannot_do_is_one_line_and_code_2(tmp_path: Path) -> None:
         (["--script", str(script)], r"odd\.yaml"),
         (["--host", "0.0.0.0"], "without an API key"),
         (["--api-key-file", str(tmp_path / "none")], "cannot read .*: No such file"),
-        (["--api-key-file", str(empty)], "must hold one API key"),
+        (["--api-key-file", str(empty)], "holds no API key"),
     ]:
         refused = finished(tmp_path, "serve", "--port", "0", *arguments)
         assert (refused.code, refused.out) == (2, "")

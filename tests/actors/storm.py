@@ -41,10 +41,16 @@ class Citadel:
     Args:
         directory: Where its file, its script and its log are.
         script: What its model plays; a script file's text.
+        url: A database to use instead of the file.
+        log_level: What its log holds; with "info", a line for each request.
     """
 
-    def __init__(self, directory: Path, script: str) -> None:
+    def __init__(
+        self, directory: Path, script: str, *, url: str | None = None, log_level: str = "error"
+    ) -> None:
         self.db = directory / "storm.sqlite"
+        self._database = url or str(self.db)
+        self._log_level = log_level
         self.log = directory / "storm.log"
         self._script = directory / "storm.yaml"
         self._script.write_text(script)
@@ -56,10 +62,10 @@ class Citadel:
     def rise(self) -> None:
         """Start; blocks until it answers."""
         command = [sys.executable, "-m", "orchestrator", "serve", "--port", str(self.port)]
-        options = ["--db", str(self.db), "--script", str(self._script), "--api-key", KEY]
+        options = ["--db", self._database, "--script", str(self._script), "--api-key", KEY]
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
-                [*command, *options, "--log-level", "error"],
+                [*command, *options, "--log-level", self._log_level],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

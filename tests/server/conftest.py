@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from orchestrator.server import app
 from orchestrator.testing import running_server
+from server.conformance import Conformance
 from server.speaker import Speaker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from starlette.applications import Starlette
 
 SCRIPT = r"""
 rules:
@@ -55,14 +59,64 @@ rules:
     match: 'invalid'
     steps:
       - call: {tool: get_weather, arguments_raw: '{"city": '}
+  - name: stalling in a call
+    match: 'stall'
+    piece_s: 600
+    steps:
+      - call: {tool: get_weather, arguments: {city: 'Oslo, and then'}}
+  - name: wordy call
+    match: 'wordy'
+    steps:
+      - call: {tool: get_weather, arguments: {city: 'WORDS'}}
+  - name: text before a call
+    match: 'look it up'
+    steps:
+      - say: 'I look it up.'
+      - call: {tool: get_weather, arguments: {city: Oslo}}
+      - say: 'It is {get_weather}.'
+  - name: failing at once
+    match: 'crash'
+    steps:
+      - fail: {message: 'it crashed'}
+  - name: paced
+    match: 'paced'
+    piece_chars: 4
+    piece_s: 0.02
+    steps:
+      - say: 'word by word and piece by piece'
   - name: hello
     match: 'hello'
     steps:
       - say: 'Hello, how are you today, dear reader of streams?'
-""".replace("LONG", "words " * 400)
+""".replace("LONG", "words " * 400).replace("WORDS", "words " * 400)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def complaints() -> Iterator[list[str]]:
+    """What any server in this process said that the specification does not allow."""
+    found: list[str] = []
+    create = app.create_app
+
+    def create_watched(**options: Any) -> Starlette:
+        made = create(**options)
+        made.add_middleware(Conformance, complaints=found)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "create_app", create_watched)
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _conforming(complaints: list[str]) -> Iterator[None]:
+    """Every answer and every event of every test fits the specification."""
+    yield
+    said = complaints.copy()
+    complaints.clear()
+    assert not said
+
+
+@pytest.fixture(scope="package")
 def speaker() -> Iterator[Speaker]:
     """A client of a server with the rules above; shared, so a test makes its own threads."""
     with running_server(SCRIPT) as server:

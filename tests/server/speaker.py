@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
-from jsonschema import Draft202012Validator
-from referencing import Registry
-from referencing.jsonschema import DRAFT202012
+
+from server.conformance import ERROR, answer_schema, check, check_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +17,6 @@ if TYPE_CHECKING:
 JSON: TypeAlias = dict[str, Any]
 Event: TypeAlias = tuple[str, Any]
 
-_SPEC = Path(__file__).parent.parent / "spec" / "threads-openapi.json"
-
 WEATHER: JSON = {
     "type": "function",
     "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}},
@@ -31,43 +24,14 @@ WEATHER: JSON = {
 TIME: JSON = {"type": "function", "function": {"name": "get_time"}}
 
 
-@cache
-def _registry() -> Registry[Any]:
-    document = json.loads(_SPEC.read_text())
-    registry: Registry[Any] = Registry().with_resource("spec", DRAFT202012.create_resource(document))
-    return registry
-
-
-@cache
-def _validator(pointer: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"spec#{pointer}"}, registry=_registry())
-
-
-@cache
-def _answers() -> list[tuple[str, re.Pattern[str], str]]:
-    paths = json.loads(_SPEC.read_text())["paths"]
-    # Literal paths before those with ids, as a router would have it.
-    return [
-        (method.upper(), re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), schema["$ref"].lstrip("#"))
-        for path in sorted(paths, key=lambda path: path.count("{"))
-        for method, operation in paths[path].items()
-        for schema in [operation["responses"]["200"]["content"]["application/json"]["schema"]]
-    ]
-
-
-def check(payload: Any, pointer: str) -> None:
-    """Fail the test when a payload does not fit a schema of the specification."""
-    errors = [f"{error.json_path}: {error.message}" for error in _validator(pointer).iter_errors(payload)]
-    assert not errors, (errors, payload)
-
-
 class Speaker:
     """Speaks the protocol with a running server and validates whatever comes back."""
 
     def __init__(self, server: RunningServer, **headers: str) -> None:
-        given = {"openai-beta": "assistants=v2", **headers}
+        given = {"openai-beta": "assistants=v2"}
         if server.api_key:
             given["authorization"] = f"Bearer {server.api_key}"
+        given |= headers
         self.server = server
         self.http = httpx.Client(base_url=server.base_url, headers=given, timeout=20, trust_env=False)
 
@@ -140,13 +104,11 @@ class Speaker:
         assert response.headers["x-request-id"].startswith("req_")
         assert not [name for name in response.headers if name.startswith("access-control")]
         if response.status_code >= 400:
-            check(response.json(), "/components/schemas/ErrorResponse")
+            check(response.json(), ERROR)
             return
-        bare = path.split("?", maxsplit=1)[0]
-        schemas = [to for verb, pattern, to in _answers() if verb == method and pattern.fullmatch(bare)]
-        assert schemas, (method, path)
+        pointer = answer_schema(method, path.split("?", maxsplit=1)[0])
         if not response.headers["content-type"].startswith("text/event-stream"):
-            check(response.json(), schemas[0])
+            check(response.json(), pointer)
 
 
 def _events(response: httpx.Response) -> Iterator[Event]:
@@ -156,9 +118,7 @@ def _events(response: httpx.Response) -> Iterator[Event]:
         if field == "event":
             name = value
         elif field == "data":
-            payload = value if name == "done" else json.loads(value)
-            check({"event": name, "data": payload}, "/components/schemas/AssistantStreamEvent")
-            yield name, payload
+            yield name, check_event(name, value)
         else:
             assert line == ""
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from orchestrator.server import objects
+from orchestrator.server.database import DatabaseHeldError
 from orchestrator.server.execution import Execution
 from orchestrator.server.models import CallPiece, Finish, ModelFailedError, TextPiece
 from orchestrator.server.rules import RuleModel
+from orchestrator.server.security import OPEN
 from orchestrator.server.sse import Subscription
 from orchestrator.server.store import Store
 from orchestrator.testing import FakeClock, running_server
 from server.conftest import SCRIPT
-from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
+from server.speaker import WEATHER, Speaker, names, outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-    from pathlib import Path
 
     from orchestrator.protocol.objects import JSON
     from orchestrator.server.active import ActiveRun
@@ -60,15 +62,15 @@ async def _executing(db: Path, model: Model, watch: list[str] | None = None) -> 
     store = Store(db)
     save = store.save
 
-    def note(kind: Kind, body: JSON) -> None:
+    def note(namespace: str, kind: Kind, body: JSON) -> None:
         if kind == "runs" and watch is not None:
             watch.append(body["status"])
-        save(kind, body)
+        save(namespace, kind, body)
 
     store.save = note  # type: ignore[method-assign]  # what is saved is seen here first
     store.open()
     try:
-        execution = Execution(store=store, model=model, clock=FakeClock())
+        execution = Execution(store=store.within(OPEN), model=model, clock=FakeClock())
         assistant = objects.assistant(created_at=0, fields={"model": "m"})
         run = objects.run(
             run_id="run_1", created_at=0, expires_at=9, thread_id="t", assistant=assistant, fields={}
@@ -164,59 +166,6 @@ def test_a_run_that_works_too_long_expires_in_the_middle_of_its_message() -> Non
         assert events[-4][1]["incomplete_details"] == {"reason": "run_expired"}
 
 
-def test_a_waiting_run_goes_on_after_a_restart_on_the_same_file(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        path, (time_call,) = speaker.waiting("rounds", WEATHER, TIME)
-        run = speaker.ok("GET", path)
-    with _speaking(db) as speaker:
-        assert speaker.ok("GET", path) == run
-        thread = path.split("/runs")[0]
-        speaker.refused(400, "POST", f"{thread}/messages", {"role": "user", "content": "locked still"})
-        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((time_call, '{"hour": 9}')))
-        (weather_call,) = call_ids(events[-2][1])
-    with _speaking(db) as speaker:
-        events = speaker.stream(f"{path}/submit_tool_outputs", outputs((weather_call, "sunny")))
-        assert events[-4][1]["content"][0]["text"]["value"] == "At 9 it is sunny."
-        steps = speaker.ok("GET", f"{path}/steps")["data"]
-        assert sum(step["usage"]["total_tokens"] for step in steps) == events[-2][1]["usage"]["total_tokens"]
-
-
-def test_a_run_cut_off_in_the_model_fails_at_the_restart_and_frees_its_thread(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        thread_id = speaker.thread("slow")
-        body = {"assistant_id": speaker.assistant()}
-        with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
-            run_id = next(data["run_id"] for name, data in stream if name == "thread.message.created")
-    path = f"/threads/{thread_id}/runs/{run_id}"
-    with _speaking(db) as speaker:
-        run = speaker.ok("GET", path)
-        assert (run["status"], run["last_error"]["code"]) == ("failed", "server_error")
-        newest = speaker.ok("GET", f"/threads/{thread_id}/messages")["data"][0]
-        assert (newest["status"], newest["incomplete_details"]) == ("incomplete", {"reason": "run_failed"})
-        assert speaker.ok("GET", f"{path}/steps")["data"][0]["status"] == "failed"
-        speaker.ok("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "free"})
-
-
-def test_a_run_whose_time_passed_while_the_server_was_down_expires_at_the_restart(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db, run_ttl_s=1) as speaker:
-        path, _ = speaker.waiting("Weather in Oslo?", WEATHER)
-    with _speaking(db) as speaker:
-        speaker.until(path, "expired")
-
-
-def test_an_idempotency_key_is_remembered_over_a_restart(tmp_path: Path) -> None:
-    db = tmp_path / "runs.sqlite"
-    with _speaking(db) as speaker:
-        where, body = f"/threads/{speaker.thread('hello')}/runs", {"assistant_id": speaker.assistant()}
-        first = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
-    with _speaking(db) as speaker:
-        again = speaker.ok("POST", where, body, headers={"idempotency-key": "k"})
-        assert again["id"] == first["id"]
-
-
 def test_stopping_ends_open_streams_with_an_error_and_no_verdict() -> None:
     events: list[tuple[str, Any]] = []
     reading = threading.Event()
@@ -245,6 +194,7 @@ def test_a_stopped_server_leaves_no_thread_and_no_file_behind() -> None:
     before = set(threading.enumerate())
     with _speaking() as speaker:
         db = speaker.server.db
+        assert isinstance(db, Path)
         assert db.stat().st_mode & 0o777 == 0o600
         path = speaker.run("think")
         speaker.until(path, "in_progress")
@@ -262,7 +212,7 @@ def test_a_database_that_cannot_be_used_is_named_to_who_starts_the_server(tmp_pa
     with pytest.raises(FileNotFoundError), running_server(db=tmp_path / "none" / "a.sqlite"):
         pass
     with _speaking(tmp_path / "held.sqlite") as speaker:
-        with pytest.raises(OperationalError, match="locked"), running_server(db=speaker.server.db):
+        with pytest.raises(DatabaseHeldError, match="another server"), running_server(db=speaker.server.db):
             pass
         speaker.thread()
     assert set(threading.enumerate()) == before

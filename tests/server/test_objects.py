@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
+
 from server.speaker import WEATHER, Speaker, outputs
+
+if TYPE_CHECKING:
+    from server.speaker import JSON
 
 
 def test_an_assistant_keeps_what_it_is_given_until_it_is_changed_or_deleted(speaker: Speaker) -> None:
@@ -145,3 +152,99 @@ def test_steps_can_be_listed_and_read(speaker: Speaker) -> None:
     assert called["id"] == step["id"]
     assert speaker.ok("GET", f"{path}/steps/{wrote['id']}") == wrote
     assert [s["type"] for s in (called, wrote)] == ["tool_calls", "message_creation"]
+
+
+def test_include_names_what_can_be_included_and_nothing_else(speaker: Speaker) -> None:
+    path = speaker.run("hello")
+    speaker.until(path, "completed")
+    (step,) = speaker.ok("GET", f"{path}/steps")["data"]
+    known = {"include[]": "step_details.tool_calls[*].file_search.results[*].content"}
+    assert speaker.ok("GET", f"{path}/steps", params=known)["data"] == [step]
+    assert speaker.ok("GET", f"{path}/steps/{step['id']}", params=known) == step
+    body = {"assistant_id": step["assistant_id"]}
+    runs = path.rpartition("/")[0]
+    wrong = {"include[]": "everything"}
+    for method, where, sent in (
+        ("GET", f"{path}/steps", None),
+        ("GET", f"{path}/steps/{step['id']}", None),
+        ("POST", runs, body),
+    ):
+        assert speaker.refused(400, method, where, sent, params=wrong)["param"] == "include[]"
+    speaker.ok("POST", runs, body, params=known)
+
+
+def test_a_chosen_function_must_be_one_of_the_runs_own(speaker: Speaker) -> None:
+    def choose(name: str) -> JSON:
+        return {"tool_choice": {"type": "function", "function": {"name": name}}}
+
+    thread_id = speaker.thread("hello")
+    body = {"assistant_id": speaker.assistant(WEATHER)}
+    for where in (f"/threads/{thread_id}/runs", "/threads/runs"):
+        error = speaker.refused(400, "POST", where, {**body, **choose("get_time")})
+        assert error["message"] == "Invalid 'tool_choice': this run has no function 'get_time'."
+    speaker.refused(400, "POST", f"/threads/{thread_id}/runs", {**body, **choose("get_weather"), "tools": []})
+    run = speaker.ok("POST", f"/threads/{thread_id}/runs", {**body, **choose("get_weather")})
+    assert run["tool_choice"] == choose("get_weather")["tool_choice"]
+
+
+@pytest.mark.parametrize("kind", ["code_interpreter", "file_search"])
+def test_hosted_tools_are_refused_wherever_they_can_be_asked_for(speaker: Speaker, kind: str) -> None:
+    asking = {"assistant_id": speaker.assistant()}
+    places: list[tuple[str, JSON]]
+    unsupported = f"Tool type '{kind}' is not supported by this server."
+    places = [
+        ("/assistants", {"model": "m", "tools": [WEATHER, {"type": kind}]}),
+        ("/threads/runs", {**asking, "tools": [WEATHER, {"type": kind}]}),
+    ]
+    for where, body in places:
+        error = speaker.refused(400, "POST", where, body)
+        assert (error["message"], error["param"]) == (unsupported, "tools[1].type")
+    error = speaker.refused(400, "POST", "/threads/runs", {**asking, "tool_choice": {"type": kind}})
+    assert (error["message"], error["param"]) == (unsupported, "tool_choice.type")
+    files = {"code_interpreter": {"file_ids": ["file_1"]}, "file_search": {"vector_store_ids": ["vs_1"]}}
+    places = [
+        ("/threads", {"tool_resources": {kind: files[kind]}}),
+        ("/assistants", {"model": "m", "tool_resources": {kind: files[kind]}}),
+        ("/threads/runs", {**asking, "tool_resources": {kind: files[kind]}}),
+        ("/threads/runs", {**asking, "thread": {"tool_resources": {kind: files[kind]}}}),
+    ]
+    for where, body in places:
+        assert "does not support" in speaker.refused(400, "POST", where, body)["message"]
+    attached = {"role": "user", "content": "x", "attachments": [{"file_id": "f", "tools": [{"type": kind}]}]}
+    assert "file storage" in speaker.refused(400, "POST", "/threads", {"messages": [attached]})["message"]
+    assert speaker.ok("POST", "/threads", {"tool_resources": {kind: {}}})["tool_resources"] == {kind: {}}
+
+
+def test_automatic_truncation_drops_the_middle_until_the_prompt_fits(speaker: Speaker) -> None:
+    def prompt_tokens(**options: object) -> object:
+        # 100 tokens each; the model is asked with the last.
+        thread_id = speaker.thread(*["filler, " * 50] * 4, "hello " + "x" * 394)
+        body = {"assistant_id": speaker.assistant(), **options}
+        run = speaker.stream(f"/threads/{thread_id}/runs", body)[-2][1]
+        return run["usage"]["prompt_tokens"] if run["status"] == "completed" else run["incomplete_details"]
+
+    assert prompt_tokens() == 500
+    assert prompt_tokens(max_prompt_tokens=500) == 500
+    assert prompt_tokens(max_prompt_tokens=499) == 400
+    assert prompt_tokens(max_prompt_tokens=256) == 200
+    assert prompt_tokens(truncation_strategy={"type": "auto", "last_messages": 1}) == 500
+    newest = {"type": "last_messages", "last_messages": 3}
+    assert prompt_tokens(truncation_strategy=newest) == 300
+    assert prompt_tokens(truncation_strategy=newest, max_prompt_tokens=256) == {"reason": "max_prompt_tokens"}
+
+
+def test_a_run_has_all_the_tools_of_its_assistant_even_more_than_it_could_be_given(speaker: Speaker) -> None:
+    tools = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(128)]
+    body = {"assistant_id": speaker.assistant(*tools)}
+    assert len(speaker.ok("POST", "/threads/runs", body)["tools"]) == 128
+    speaker.refused(400, "POST", "/threads/runs", {**body, "tools": tools[:21]})
+    speaker.refused(400, "POST", "/assistants", {"model": "m", "tools": [*tools, WEATHER]})
+
+
+def test_the_reasoning_effort_is_the_runs_or_else_the_assistants(speaker: Speaker) -> None:
+    body = {"assistant_id": speaker.assistant(reasoning_effort="low")}
+    where = f"/threads/{speaker.thread()}/runs"
+    run = speaker.ok("POST", where, {**body, "reasoning_effort": "high"})
+    assert run["reasoning_effort"] == "high"
+    speaker.until(f"{where}/{run['id']}", "completed")
+    assert speaker.ok("POST", where, body)["reasoning_effort"] == "low"

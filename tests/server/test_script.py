@@ -246,8 +246,8 @@ def test_scripts_are_read_from_yaml_and_from_python(tmp_path: Path) -> None:
     yaml, python = tmp_path / "a.yaml", tmp_path / "b.py"
     yaml.write_text("rules:\n  - match: x\n    steps: [{say: y}]\n")
     python.write_text("rules = [{'match': w, 'steps': [{'say': w}]} for w in 'ab']\n")
-    assert len(load(yaml)) == 1
-    assert [rule.pattern.pattern for rule in load(python)] == ["a", "b"]
+    assert len(load(yaml).rules) == 1
+    assert [rule.pattern.text for rule in load(python).rules] == ["a", "b"]
 
 
 def test_an_emoji_escaped_as_json_does_it_is_one_character() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -14,8 +15,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from orchestrator.server.schema import SCHEMA_VERSION
+from server.postgresql import USER
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from orchestrator.server.database import Database
+    from server.postgresql import PostgreSQL
 
 BETA = {"openai-beta": "assistants=v2"}
 
@@ -82,15 +89,42 @@ def test_a_stop_does_not_wait_for_a_request_that_never_ends_and_is_no_error(numb
     assert "Traceback" not in errors
 
 
-def test_what_it_was_told_is_there_after_a_kill(tmp_path: Path) -> None:
-    db = tmp_path / "kept.sqlite"
-    with _serving(db=db) as (process, url):
+def test_what_it_was_told_is_there_after_a_kill(database: Database) -> None:
+    with _serving(db=database) as (process, url):
         thread_id = httpx.post(f"{url}/threads", headers=BETA, json={}, trust_env=False).json()["id"]
         process.kill()
         process.wait()
-    with _serving(db=db) as (_, url):
+    with _serving(db=database) as (_, url):
         answer = httpx.get(f"{url}/threads/{thread_id}", headers=BETA, trust_env=False)
         assert answer.json()["id"] == thread_id
+
+
+def test_a_database_server_that_does_not_let_it_in_is_one_clear_line_without_the_password(
+    postgresql: PostgreSQL,
+) -> None:
+    url = postgresql.url
+    said = _refused(db=url.replace(postgresql.password, "not-the-password"))
+    assert "password authentication failed" in said
+    assert "not-the-password" not in said
+    said = _refused(db=url.replace(str(postgresql.port), "1"))
+    assert f"{USER}:***@127.0.0.1:1/postgres: " in said
+    assert postgresql.password not in said
+    said = _refused(db=url.replace("+psycopg", "+other"))
+    assert "must begin with postgresql+psycopg://" in said
+
+
+def test_a_failing_driver_says_which_extra_to_install(tmp_path: Path) -> None:
+    (tmp_path / "psycopg.py").write_text("raise ImportError")
+    done = subprocess.run(
+        _command(port=0, db="postgresql+psycopg://localhost/x"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'run-orchestrator[server,postgres]'" in done.stderr
 
 
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -146,13 +180,14 @@ def test_a_database_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> Non
     import sqlite3
 
     connection = sqlite3.connect(newer)
-    connection.execute("UPDATE meta SET schema_version = 99")
+    connection.execute("UPDATE schema_version SET version_num = '0099'")
     connection.commit()
     connection.close()
-    assert "its schema has version 99, this program knows 1" in _refused(db=newer)
+    said = _refused(db=newer)
+    assert f"its schema has version 0099, this program knows versions up to {SCHEMA_VERSION}" in said
+    assert "upgrade the program" in said
 
 
-def test_a_file_belongs_to_one_server(tmp_path: Path) -> None:
-    db = tmp_path / "one.sqlite"
-    with _serving(db=db):
-        assert "database is locked" in _refused(db=db)
+def test_a_database_belongs_to_one_server(database: Database) -> None:
+    with _serving(db=database):
+        assert "another server holds it" in _refused(db=database)

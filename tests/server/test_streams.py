@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from orchestrator.testing import running_server
+from server.conftest import SCRIPT
 from server.speaker import TIME, WEATHER, Speaker, call_ids, names, outputs
 
 if TYPE_CHECKING:
@@ -212,3 +216,118 @@ def test_a_reader_that_leaves_does_not_stop_the_run(speaker: Speaker) -> None:
     with speaker.streaming(f"{path}/submit_tool_outputs", outputs((call_id, '{"celsius": 4}'))) as stream:
         next(stream)
     assert speaker.until(path, "completed")["status"] == "completed"
+
+
+CALLING = ["run.step.created", "run.step.in_progress", "run.step.delta"]
+
+
+def _cancelled_at(speaker: Speaker, text: str, until: str) -> list[str]:
+    """Stream a run, cancel it when an event is seen, and return the names of all events."""
+    events: list[Event] = []
+    body = {
+        "assistant_id": speaker.assistant(WEATHER),
+        "thread": {"messages": [{"role": "user", "content": text}]},
+    }
+    with speaker.streaming("/threads/runs", body) as stream:
+        for event in stream:
+            events.append(event)
+            if event[0] == until:
+                run = events[1][1]
+                speaker.ok("POST", f"/threads/{run['thread_id']}/runs/{run['id']}/cancel")
+                until = ""
+    return names(events)
+
+
+def test_a_cancel_in_the_middle_of_a_call_cancels_its_step(speaker: Speaker) -> None:
+    assert _cancelled_at(speaker, "stall", "thread.run.step.delta") == [
+        *("created", *CREATED, *CALLING, "run.step.cancelled", "run.cancelling", "run.cancelled", "done"),
+    ]
+
+
+def test_a_cancel_before_the_model_says_anything_leaves_only_the_run_to_end(speaker: Speaker) -> None:
+    assert _cancelled_at(speaker, "think", "thread.run.in_progress") == [
+        *("created", *CREATED, "run.cancelling", "run.cancelled", "done"),
+    ]
+
+
+def test_a_run_that_expires_in_the_middle_of_a_call_expires_its_step() -> None:
+    with running_server(SCRIPT, run_ttl_s=1) as server:
+        speaker = Speaker(server)
+        with speaker.http:
+            path, events = _start(speaker, "stall", WEATHER)
+            assert names(events) == [*CREATED, *CALLING, "run.step.expired", "run.expired", "done"]
+            assert events[-2][1] == speaker.ok("GET", path)
+
+
+def test_a_run_that_expires_before_the_model_says_anything_just_expires() -> None:
+    with running_server(SCRIPT, run_ttl_s=1) as server:
+        speaker = Speaker(server)
+        with speaker.http:
+            _, events = _start(speaker, "think")
+            assert names(events) == [*CREATED, "run.expired", "done"]
+            assert events[-2][1]["completed_at"] is None
+
+
+def test_a_run_that_fails_before_the_model_says_anything_just_fails(speaker: Speaker) -> None:
+    _, events = _start(speaker, "crash")
+    assert names(events) == [*CREATED, "run.failed", "done"]
+    assert events[-2][1]["last_error"] == {"code": "server_error", "message": "it crashed"}
+
+
+def test_max_completion_tokens_cut_a_call_and_no_output_is_asked_for(speaker: Speaker) -> None:
+    path, events = _start(speaker, "wordy", WEATHER, max_completion_tokens=256)
+    assert names(events) == [*CREATED, *CALLING, "run.step.failed", "run.incomplete", "done"]
+    assert events[-2][1]["required_action"] is None
+    (step,) = speaker.ok("GET", f"{path}/steps")["data"]
+    assert step["status"] == "failed"
+
+
+def test_text_before_a_call_is_a_message_and_a_step_of_its_own(speaker: Speaker) -> None:
+    path, events = _start(speaker, "look it up", WEATHER)
+    assert names(events) == [*CREATED, *WRITTEN, *CALLING, "run.requires_action", "done"]
+    (call_id,) = call_ids(events[-2][1])
+    events = speaker.stream(f"{path}/submit_tool_outputs", outputs((call_id, "mild")))
+    assert events[-2][1]["expires_at"] is None
+    steps = speaker.ok("GET", f"{path}/steps", params={"order": "asc"})["data"]
+    assert [step["type"] for step in steps] == ["message_creation", "tool_calls", "message_creation"]
+    assert sum(step["usage"]["total_tokens"] for step in steps) == events[-2][1]["usage"]["total_tokens"]
+
+
+def test_outputs_do_not_give_a_run_more_time(speaker: Speaker) -> None:
+    path, (call_id,) = speaker.waiting("rounds", WEATHER, TIME)
+    expires_at = speaker.ok("GET", path)["expires_at"]
+    again = speaker.ok("POST", f"{path}/submit_tool_outputs", outputs((call_id, '{"hour": 1}')))
+    assert (again["status"], again["expires_at"]) == ("queued", expires_at)
+    assert speaker.until(path, "requires_action")["expires_at"] == expires_at
+
+
+MOMENTS = [
+    *("run.created", "run.queued", "run.in_progress", "run.step.created", "run.step.in_progress"),
+    *("message.created", "message.delta", "message.completed", "run.step.completed", "run.completed"),
+]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_cancel_at_any_moment_ends_in_one_verdict_and_frees_the_thread(
+    speaker: Speaker, moment: str
+) -> None:
+    thread_id = speaker.thread("paced")
+    answer: int | None = None
+    events: list[Event] = []
+    body = {"assistant_id": speaker.assistant()}
+    with speaker.streaming(f"/threads/{thread_id}/runs", body) as stream:
+        for event in stream:
+            events.append(event)
+            if answer is None and event[0] == f"thread.{moment}":
+                path = f"/threads/{thread_id}/runs/{events[0][1]['id']}"
+                answer = speaker.send("POST", f"{path}/cancel").status_code
+    run = events[-2][1]
+    assert run == speaker.ok("GET", path)
+    assert run["status"] == ("cancelled" if answer == 200 else "completed")
+    verdicts = [name for name, _ in events if name in ("thread.run.cancelled", "thread.run.completed")]
+    assert verdicts == [f"thread.run.{run['status']}"]
+    steps = speaker.ok("GET", f"{path}/steps")["data"]
+    assert {step["status"] for step in steps} <= {run["status"], "completed"}
+    messages = speaker.ok("GET", f"/threads/{thread_id}/messages")["data"]
+    assert "in_progress" not in {message["status"] for message in messages}
+    speaker.ok("POST", f"/threads/{thread_id}/messages", {"role": "user", "content": "the lock is gone"})

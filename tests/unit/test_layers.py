@@ -56,6 +56,7 @@ HEAVY_ALLOWED = {
     "tools.arguments": {"pydantic"},
     "journal": {"alembic", "sqlalchemy"},
     "server": {"sqlalchemy", "starlette", "uvicorn"},
+    "server.migrations": {"alembic"},
     "workers.asgi": {"starlette"},
     "workers.celery": {"celery"},
     "cli": {"rich", "typer"},

@@ -37,10 +37,15 @@ async def _list(request: Request) -> Response:
 
 async def _create(request: Request) -> Response:
     backend = http.backend(request)
-    fields = _fields(await http.read(request, CreateAssistant))
-    assistant = objects.assistant(created_at=backend.now(), fields=fields)
-    backend.store.save("assistants", assistant)
-    await backend.store.settle()
+    body = await http.read(request, CreateAssistant)
+    repeat = http.repeat(request, body)
+    async with backend.repetitions.alone(repeat) as made:
+        if made is not None:
+            return await http.made_before(request, "assistants", "assistant", made)
+        assistant = objects.assistant(created_at=backend.now(), fields=_fields(body))
+        backend.store.save("assistants", assistant)
+        backend.repetitions.note(repeat, assistant["id"])
+        await backend.store.settle()
     return http.answer(assistant)
 
 

@@ -61,12 +61,25 @@ async def _create(request: Request) -> Response:
     backend = http.backend(request)
     body = await http.read(request, CreateMessage)
     thread_id = await _thread_id(request)
-    # From here to the save nothing is awaited, so the thread cannot be locked in between.
-    _check_unlocked(request, thread_id, "add messages to")
-    message = new_message(body, thread_id=thread_id, now=backend.now())
-    backend.store.save("messages", message)
-    await backend.store.settle()
+    repeat = http.repeat(request, body)
+    async with backend.repetitions.alone(repeat) as made:
+        if made is not None:
+            return await http.made_before(request, "messages", "message", made)
+        # From here to the save nothing is awaited, so the thread cannot be locked in between.
+        _check_unlocked(request, thread_id, "add messages to")
+        message = new_message(body, thread_id=thread_id, now=backend.now())
+        backend.store.save("messages", message)
+        backend.repetitions.note(repeat, message["id"], thread_id=thread_id)
+        await _settle_in_thread(request, message)
     return http.answer(message)
+
+
+async def _settle_in_thread(request: Request, message: JSON) -> None:
+    """Wait until a message is on disk, and take it back if its thread was deleted before it."""
+    store = http.backend(request).store
+    if await store.get("threads", message["thread_id"]) is None:
+        await store.delete("messages", message["id"])
+        raise refusal.not_found("thread", message["thread_id"])
 
 
 async def _get(request: Request) -> Response:

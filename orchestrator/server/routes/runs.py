@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from orchestrator.server import http, requests
-from orchestrator.server.engine import Repeat, Started
+from orchestrator.server.engine import Started
 from orchestrator.server.requests import CreateRun, CreateThread, CreateThreadAndRun, given
 from orchestrator.server.routes.messages import new_message
 from orchestrator.server.routes.threads import new_thread
@@ -35,9 +34,9 @@ def routes() -> list[Route]:
 
 
 async def _create(request: Request) -> Response:
+    http.check_include(request)
     backend = http.backend(request)
-    raw = await http.read_bytes(request)
-    body = requests.decode(raw, CreateRun)
+    body = await http.read(request, CreateRun)
     thread_id = request.path_params["thread_id"]
     started = await backend.engine.create_run(
         thread_id,
@@ -47,15 +46,14 @@ async def _create(request: Request) -> Response:
             for message in body.additional_messages or ()
         ],
         stream=body.stream is True,
-        repeat=_repeat(request, raw),
+        repeat=http.repeat(request, body),
     )
     return _answer(started)
 
 
 async def _create_with_thread(request: Request) -> Response:
     backend = http.backend(request)
-    raw = await http.read_bytes(request)
-    body = requests.decode(raw, CreateThreadAndRun)
+    body = await http.read(request, CreateThreadAndRun)
     wanted = body.thread if isinstance(body.thread, CreateThread) else CreateThread()
     thread, messages = new_thread(wanted, now=backend.now())
     started = await backend.engine.create_thread_and_run(
@@ -63,7 +61,7 @@ async def _create_with_thread(request: Request) -> Response:
         given(body, "stream", "thread", "tool_resources"),
         messages,
         stream=body.stream is True,
-        repeat=_repeat(request, raw),
+        repeat=http.repeat(request, body),
     )
     return _answer(started)
 
@@ -106,15 +104,3 @@ def _ids(request: Request) -> tuple[str, str]:
 
 def _answer(started: Started) -> Response:
     return http.answer(started.run) if started.stream is None else http.EventStream(started.stream)
-
-
-def _repeat(request: Request, body: bytes) -> Repeat | None:
-    """Read the idempotency key, which is scoped to the caller's API key and means one path and body."""
-    key = request.headers.get("idempotency-key")
-    if not key:
-        return None
-    scoped = f"{request.state.scope}\n{key}".encode()
-    return Repeat(
-        key=hashlib.sha256(scoped).hexdigest(),
-        digest=hashlib.sha256(request.url.path.encode() + b"\n" + body).hexdigest(),
-    )

@@ -43,11 +43,17 @@ def new_thread(body: CreateThread, *, now: int) -> tuple[JSON, list[JSON]]:
 
 async def _create(request: Request) -> Response:
     backend = http.backend(request)
-    thread, messages = new_thread(await http.read(request, CreateThread), now=backend.now())
-    backend.store.save("threads", thread)
-    for message in messages:
-        backend.store.save("messages", message)
-    await backend.store.settle()
+    body = await http.read(request, CreateThread)
+    repeat = http.repeat(request, body)
+    async with backend.repetitions.alone(repeat) as made:
+        if made is not None:
+            return await http.made_before(request, "threads", "thread", made)
+        thread, messages = new_thread(body, now=backend.now())
+        backend.store.save("threads", thread)
+        for message in messages:
+            backend.store.save("messages", message)
+        backend.repetitions.note(repeat, thread["id"], thread_id=thread["id"])
+        await backend.store.settle()
     return http.answer(thread)
 
 
