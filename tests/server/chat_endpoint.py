@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 KEY = "sk-upstream-secret"
 DONE = b"data: [DONE]\n\n"
 QUICK = RetryPolicy(base_s=0.01, cap_s=0.02)
+WHOLE = {
+    "object": "chat.completion",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Whole."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 4, "completion_tokens": 2},
+}
 
 
 def data(payload: Any) -> bytes:
@@ -58,6 +63,9 @@ def completion(*parts: bytes, finish: str | None = "stop") -> Step:
     return chunks([*parts, delta(finish), DONE])
 
 
+HELLO = completion(*text("Hello", ", you."), usage(7, 3))
+
+
 @contextmanager
 def asking(
     *script: Step, model: str | None = None, bounds: Bounds | None = None, **options: Any
@@ -69,3 +77,10 @@ def asking(
             speaker = Speaker(server)
             with speaker.http:
                 yield speaker, endpoint
+
+
+def said_in(speaker: Speaker, path: str) -> list[str]:
+    """Every text of a run's thread, oldest first."""
+    thread = path.partition("/runs")[0]
+    messages = speaker.ok("GET", f"{thread}/messages?order=asc")["data"]
+    return [part["text"]["value"] for message in messages for part in message["content"]]
