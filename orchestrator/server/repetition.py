@@ -1,7 +1,7 @@
 """What a repeated `Idempotency-Key` means: the object that the first request made, and never a second one.
 
 Owns what makes two requests the same, and who waits for whom. The header is a plus over the protocol, for
-every create. A key is scoped to the caller's namespace and stands for one operation on one path with one
+every create. A key is scoped to the caller's API key and stands for one operation on one path with one
 meaning: how its JSON is spelt does not matter, nor whether a null stands where a field may be left out, nor
 whether the answer is wanted as a stream. Knows nothing of what is made.
 """
@@ -40,7 +40,7 @@ def repeat_of(key: str, *, scope: str, path: str, fields: JSON) -> Repeat:
 
     Args:
         key: As the client sent it.
-        scope: The namespace of who sent it.
+        scope: Who sent it.
         path: The operation's path, below the prefix under which it was asked for.
         fields: The validated request.
     """
