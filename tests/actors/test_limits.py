@@ -182,7 +182,7 @@ def test_what_one_run_is_told_by_a_refusal_holds_for_all(stage: Stage, front: Fr
     front.answer(429, {"retry-after-ms": "3000"}, most=1)
     with through(front, stage) as orchestrator:
         first = orchestrator.start(stage.assistant, messages="soon")
-        wait_until(lambda: len(front.refused) == 1)
+        wait_until(lambda: first.snapshot().waits_for in ("backoff", "limiter"))
         before = len(stage.server.requests)
         others = [orchestrator.start(stage.assistant, messages="soon") for _ in range(3)]
         wait_until(lambda: all(run.snapshot().waits_for == "limiter" for run in others))
