@@ -31,6 +31,7 @@ ROWS = (
     "workers",
     "server",
     "testing",
+    "fixtures",
     "demo",
     "",  # the package's own __init__: the public names
     "cli",
