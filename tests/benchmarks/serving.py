@@ -104,7 +104,8 @@ class _Line:
         data = json.dumps(body | {"stream": True}).encode()
         head = (
             f"POST /v1{path} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\nauthorization: Bearer {KEY}\r\n"
-            f"content-type: application/json\r\nopenai-beta: assistants=v2\r\ncontent-length: {len(data)}\r\n\r\n"
+            "content-type: application/json\r\nopenai-beta: assistants=v2\r\n"
+            f"content-length: {len(data)}\r\n\r\n"
         )
         self._writer.write(head.encode() + data)
 
