@@ -50,10 +50,10 @@ class Citadel:
     ) -> None:
         self.db = directory / "storm.sqlite"
         self._database = url or str(self.db)
-        self._log_level = log_level
         self.log = directory / "storm.log"
         self._script = directory / "storm.yaml"
         self._script.write_text(script)
+        self._log_level = log_level
         self.port = _port_no_client_can_take()
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
         self.lives = 0
