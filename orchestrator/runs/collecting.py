@@ -180,11 +180,11 @@ class Collecting(Machine):
         self._finish_verdict(self._verdict)
 
     def _finish_verdict(self, run: Run) -> None:
+        self._effects.append(Publish(event=run_event(run)))
         if self._is_failure(run):
             became = self._overdue(f"it was cancelled and ended as {run.status}")
             self._finish_error(self.record.failure or became)
             return
-        self._effects.append(Publish(event=run_event(run)))
         pause = rerun.pause_s(self.record, run, now=self._now, jitter=self._jitter())
         if pause is None or self._detaching:
             self._finish_result(run)

@@ -267,7 +267,7 @@ class Following(Closing):
 
     def _tool_failed(self, call: ToolCall, cause: BaseException) -> ToolFailed:
         """Not with the text of the cause, which may quote arguments: errors are logged."""
-        what = f"was cancelled because tool {call.function.name!r} failed (call {call.id}, on_error='fail')"
+        what = f"was given up because tool {call.function.name!r} failed (call {call.id}, on_error='fail')"
         error = self._run_error(ToolFailed, f"{what}: {type(cause).__name__}; see __cause__")
         error.__cause__ = cause
         return error

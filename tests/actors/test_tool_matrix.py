@@ -271,8 +271,7 @@ def test_a_tool_call_goes_as_the_table_says_for_the_model_the_handle_the_events_
     assert seen(run, call_id) == [
         "thread.run.requires_action",
         *(f"tool.{notice}" for notice in story.notices.split()),
-        # No event shows how a run ended whose handle raises.
-        *([f"thread.run.{ends}"] if cause is None else []),
+        f"thread.run.{ends}",
     ]
     finished = [e.detail for e in notices(run) if e.event == "tool.finished" and e.call_id == call_id]
     assert [matches(story.error, detail) for detail in finished] == [True] * ("finished" in story.notices)
