@@ -160,6 +160,7 @@ class ToolExecution(Settling):
         if hook is None:
             self._await_decision(request)
         else:
+            self._leave()  # before: what is handed over and then stopped is never taken up
             self._hand_over(partial(self._consult, hook, request), is_async=is_async(hook))
 
     def _consult(self, hook: ApprovalHook, request: ApprovalRequest) -> None:

@@ -561,3 +561,26 @@ def test_an_async_predicate_is_refused() -> None:
 
     with pytest.raises(TypeError, match="approval must be a bool or a plain function"):
         tool(approval=ask)(work)  # type: ignore[arg-type]
+
+
+def test_a_call_that_is_cancelled_before_its_hook_is_asked_is_over() -> None:
+    asked, holds, free = threading.Event(), threading.Event(), threading.Event()
+
+    def ask(arguments: object) -> bool:
+        assert asked.wait(PATIENCE_S)
+        return True
+
+    def hold() -> None:
+        holds.set()
+        assert free.wait(PATIENCE_S)
+
+    with called(threads=1, approve=lambda _: True) as calls:
+        execution = calls.start(lambda_tool("work", approval=ask))
+        calls.start(hold)
+        asked.set()
+        assert holds.wait(PATIENCE_S)  # it has the only thread, and the first call's hook waits for that
+        execution.cancel()
+        assert kind_of(calls.next()) == "cancelled"
+        wait_until(lambda: execution not in calls.executor._live)
+        free.set()
+        assert calls.next().name == "hold"
