@@ -82,7 +82,7 @@ def sent(server: FaultyServer) -> int:
 @both
 @faults
 def test_a_create_whose_outcome_is_uncertain_is_sent_once_and_named(kind: str, fault: Step) -> None:
-    with FaultyServer(fault, default=reply(RUN)) as server, driven(kind, server.url, timeout=1.0) as driver:
+    with FaultyServer(fault, default=reply(RUN)) as server, driven(kind, server.url, timeout=0.6) as driver:
         with pytest.raises(AmbiguousOutcome) as caught:
             driver.call("create_run", "thread_1", assistant_id="asst_1")
         assert sent(server) == 1
@@ -95,7 +95,7 @@ def test_a_create_whose_outcome_is_uncertain_is_sent_once_and_named(kind: str, f
 @both
 @faults
 def test_a_retrieve_is_sent_again_after_the_same_faults(kind: str, fault: Step) -> None:
-    with FaultyServer(fault, default=reply(RUN)) as server, driven(kind, server.url, timeout=1.0) as driver:
+    with FaultyServer(fault, default=reply(RUN)) as server, driven(kind, server.url, timeout=0.6) as driver:
         assert driver.call("get_run", "thread_1", "run_1").id == "run_1"
         assert sent(server) == 2
 

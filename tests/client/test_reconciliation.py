@@ -35,7 +35,7 @@ def stage(
 ) -> Iterator[tuple[Driver, Ledger]]:
     ledger = Ledger()
     ledger.plan(T, Plan(deque(faults), **plan), tool_run="rounds" in plan)
-    timeout = 1.0 if any(fault.startswith("stall") for fault in faults) else PATIENCE_S
+    timeout = 0.6 if any(fault.startswith("stall") for fault in faults) else PATIENCE_S
     with (
         FaultyServer(default=ledger.step) as server,
         driven(
