@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -185,7 +186,10 @@ class ToolExecution(Settling):
                 raise
         else:
             self._task = None
-            self._take(decision, request)
+            # Not within this task: its context is entered as long as this step lasts, and what is decided may
+            # be executed in that context, on another thread, before then.
+            assert self._loop is not None
+            self._loop.call_soon(self._take, decision, request)
 
     def _take(self, decision: Decision | None, request: ApprovalRequest) -> None:
         if decision is None:
@@ -282,6 +286,12 @@ class ToolExecution(Settling):
         assert self._loop is not None
         name = f"orchestrator-tool-{self.name}"
         self._task = self._loop.create_task(coroutine, name=name, context=self._contextvars)
+        self._task.add_done_callback(self._note_unbegun)
+
+    def _note_unbegun(self, task: asyncio.Task[None]) -> None:
+        # The coroutines let no CancelledError out: this one was cancelled before its first step.
+        if task.cancelled():
+            self._end(failed(CancelledError(), self._workplace.max_output_bytes))
 
     def _end(self, result: Result) -> None:
         """Say that the tool has returned its thread, or is about to end its task."""

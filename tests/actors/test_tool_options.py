@@ -584,3 +584,40 @@ def test_a_call_that_is_cancelled_before_its_hook_is_asked_is_over() -> None:
         wait_until(lambda: execution not in calls.executor._live)
         free.set()
         assert calls.next().name == "hold"
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_is_an_outcome() -> None:
+    """As the tasks of a loop are that ends: the coroutine is never entered."""
+    loop = asyncio.new_event_loop()
+
+    def cancelled_at_once(_: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        task.cancel()
+        return task
+
+    loop.set_task_factory(cancelled_at_once)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        with called(loop=loop) as calls:
+
+            async def work() -> str:
+                return "done"
+
+            outcome = calls.run(tool(max_concurrency=1)(work))
+            assert outcome.error is not None
+            assert outcome.error.message == "CancelledError"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(PATIENCE_S)
+        loop.close()
+
+
+def test_what_an_async_hook_lets_through_is_called_in_the_callers_context() -> None:
+    async def decide(_: object) -> bool:
+        return True
+
+    with called(approve=decide) as calls:
+        for _ in range(500):
+            calls.start(lambda_tool("work", approval=True))
+        assert {calls.next().output for _ in range(500)} == {"work"}
