@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,7 @@ _NAME_LENGTH: Final = 200
 _log = get_logger(__name__)
 
 
-class Settling:
+class Settling(ABC):
     """The end of a call; see `orchestrator.tools.execution.ToolExecution`, which knows its stages.
 
     A call is *settled* once, by whoever comes first: the tool itself, its deadline, a denial, or `cancel`.
@@ -202,18 +203,18 @@ class Settling:
     def _duration_s(self) -> float:
         return 0.0 if self._began is None else time.monotonic() - self._began
 
+    @abstractmethod
     def _interrupt(self) -> None:
         """Stop what runs or waits for the call, which is settled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _lateness(self) -> str:
         """Say what kept the call from having an outcome in time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stuck_threads(self) -> int:
         """How many threads are held by calls that nobody waits for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_over(self) -> None:
         """Look whether that was the last of the call."""
-        raise NotImplementedError
