@@ -88,7 +88,8 @@ class ToolNotice:
 
 def error_output(type_name: str, message: str) -> str:
     """Return the JSON by which a model learns of an error."""
-    return json.dumps({"error": {"type": type_name, "message": message}}, ensure_ascii=False)
+    text = json.dumps({"error": {"type": type_name, "message": message}}, ensure_ascii=False)
+    return text.encode(errors="replace").decode()  # a lone surrogate could not be sent
 
 
 def unknown_tool(name: str, known: Iterable[str]) -> str:

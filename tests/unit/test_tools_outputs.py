@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from pydantic import BaseModel, RootModel
 
+from orchestrator.tools.outcome import error_output
 from orchestrator.tools.outputs import bounded, encode
 
 
@@ -204,3 +205,8 @@ def test_an_output_at_the_limit_is_left_alone_and_lone_surrogates_become_sendabl
     assert bounded("x" * 1000, 1000) == "x" * 1000
     assert bounded("é" * 500, 1000) == "é" * 500
     assert bounded("a\ud800", 1000) == "a?"
+
+
+def test_an_error_with_a_lone_surrogate_becomes_sendable() -> None:
+    output = error_output("ValueError", "\ud800 café")
+    assert output == '{"error": {"type": "ValueError", "message": "? café"}}'
