@@ -349,9 +349,14 @@ class Retry(OrchestratorError):
 
     Attributes:
         after_s: As given.
+
+    Raises:
+        TypeError: `after_s` is no number.
     """
 
     def __init__(self, message: str = "", *, after_s: float | None = None) -> None:
+        if after_s is not None and not isinstance(after_s, int | float):
+            raise TypeError(f"after_s must be a number of seconds, got {after_s!r}")
         self.after_s = after_s
         super().__init__(message)
 

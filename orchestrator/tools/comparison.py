@@ -20,6 +20,7 @@ __all__ = ["SchemaDifference", "ToolCheck", "compared"]
 _WORDS = ("title", "description", "examples", "discriminator", "$defs", "$schema", "deprecated")
 _IF_BOTH_SAY = ("default", "additionalProperties")
 _LENGTH = 80
+_MOST_PARTS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +72,52 @@ def compared(tools: Sequence[JSON], schemas: Mapping[str, JSON]) -> ToolCheck:
             theirs, ours = function.get("parameters") or {"type": "object"}, schemas[name]
             if theirs == ours:
                 continue  # as it mostly is, and a hundred times faster than to find that out below
-            if how := tuple(_differences(_plain(theirs, theirs), _plain(ours, ours), "")):
+            if how := _how(theirs, ours):
                 different.append(SchemaDifference(name=name, how=how))
     return ToolCheck(
         without_handler=tuple(name for name in names if name not in schemas), different=tuple(different)
     )
 
 
-def _plain(schema: Any, root: JSON, inside: tuple[str, ...] = ()) -> Any:
-    """Return one spelling for schemas that allow the same: references written out, unions sorted."""
+class _TooIntricateError(Exception):
+    """Written out, the schema would have more parts than are worth comparing."""
+
+
+@dataclass(slots=True)
+class _Root:
+    """A whole schema, and how many more of its parts may be written out.
+
+    Models that refer to each other are written out once for each way to them, and those multiply.
+    """
+
+    schema: JSON
+    parts_left: int = _MOST_PARTS
+
+
+def _how(theirs: JSON, ours: JSON) -> tuple[str, ...]:
+    try:
+        return tuple(_differences(_plain(theirs, _Root(theirs)), _plain(ours, _Root(ours)), ""))
+    except _TooIntricateError:
+        return (
+            "its models refer to each other in too many ways to compare them, and are not spelt the same",
+        )
+
+
+def _plain(schema: Any, root: _Root, inside: tuple[str, ...] = ()) -> Any:
+    """Return one spelling for schemas that allow the same: references written out, unions sorted.
+
+    Raises:
+        _TooIntricateError: There would be too much of it.
+    """
     if not isinstance(schema, dict):
         return schema
+    root.parts_left -= 1
+    if root.parts_left < 0:
+        raise _TooIntricateError
     if isinstance(reference := schema.get("$ref"), str):
         if reference in inside:
             return {"recursive": len(inside) - inside.index(reference)}  # names may differ, depth may not
-        target = _resolved(reference, root)
+        target = _resolved(reference, root.schema)
         siblings = {key: value for key, value in schema.items() if key != "$ref"}
         return _plain({**target, **siblings}, root, (*inside, reference))
     plain = _unified({key: value for key, value in schema.items() if key not in _WORDS})

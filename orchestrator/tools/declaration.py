@@ -87,6 +87,22 @@ class ToolOptions:
             ValueError: A number or a choice makes no sense.
         """
         where = f"tool {name!r}"
+        self._require_numbers(where)
+        for flag in ("idempotent", "strict"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(f"{where}: {flag} must be a bool, got {getattr(self, flag)!r}")
+        if self.description is not None and not isinstance(self.description, str):
+            raise TypeError(f"{where}: description must be a str or None, got {self.description!r}")
+        if self.on_error not in get_args(OnError):
+            raise ValueError(f"{where}: on_error must be 'report' or 'fail', got {self.on_error!r}")
+        if not isinstance(self.approval, bool) and (not callable(self.approval) or is_async(self.approval)):
+            raise TypeError(f"{where}: approval must be a bool or a plain function, got {self.approval!r}")
+        if self.executor is not None and not _gives_executor(self.executor):
+            raise TypeError(f"{where}: executor must be an executor or return one, got {self.executor!r}")
+
+    def _require_numbers(self, where: str) -> None:
+        if isinstance(self.timeout_s, bool) or not isinstance(self.timeout_s, int | float):
+            raise TypeError(f"{where}: timeout_s must be a number of seconds, got {self.timeout_s!r}")
         if not self.timeout_s > 0:
             raise ValueError(f"{where}: timeout_s must be positive, got {self.timeout_s}")
         for bound, least in (("retries", 0), ("max_concurrency", 1)):
@@ -95,12 +111,11 @@ class ToolOptions:
                 raise TypeError(f"{where}: {bound} must be an int or None, got {value!r}")
             if value is not None and value < least:
                 raise ValueError(f"{where}: {bound} must be at least {least}, got {value}")
-        if self.on_error not in get_args(OnError):
-            raise ValueError(f"{where}: on_error must be 'report' or 'fail', got {self.on_error!r}")
-        if not isinstance(self.approval, bool) and (not callable(self.approval) or is_async(self.approval)):
-            raise TypeError(f"{where}: approval must be a bool or a plain function, got {self.approval!r}")
-        if self.executor is not None and not (hasattr(self.executor, "submit") or callable(self.executor)):
-            raise TypeError(f"{where}: executor must be an executor or return one, got {self.executor!r}")
+
+
+def _gives_executor(source: object) -> bool:
+    # A class is what somebody forgot to call.
+    return not isinstance(source, type) and (hasattr(source, "submit") or callable(source))
 
 
 class Tool(Generic[P, R]):

@@ -103,13 +103,19 @@ class ToolRegistry:
         return f"<ToolRegistry {', '.join(self._tools) or 'empty'}>"
 
 
+def _is_tool(member: object) -> bool:
+    """Whether a class marks this member with `@tool`, above or below `@staticmethod` and `@classmethod`."""
+    below = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+    return isinstance(below, Tool)
+
+
 def _functions(thing: Any) -> list[Callable[..., Any]]:
     """Return the methods of an object that its class marks with `@tool`, else what was given itself."""
     if isinstance(thing, Tool):
         return [thing]
     marked = thing if isinstance(thing, type) else type(thing)
     names = dict.fromkeys(name for each in reversed(marked.__mro__) for name in vars(each))
-    found = [name for name in names if isinstance(inspect.getattr_static(marked, name), Tool)]
+    found = [name for name in names if _is_tool(inspect.getattr_static(marked, name))]
     if found and marked is thing:
         raise TypeError(
             f"{marked.__name__} has tools among its methods: give an object, {marked.__name__}(…)"

@@ -540,6 +540,12 @@ def test_progress_is_a_sentence_and_a_share(calls: Calls) -> None:
         ({"max_concurrency": 1.5}, TypeError, "'work': max_concurrency must be an int or None, got 1.5"),
         ({"on_error": "raise"}, ValueError, "'work': on_error must be 'report' or 'fail', got 'raise'"),
         ({"approval": "yes"}, TypeError, "'work': approval must be a bool or a plain function, got 'yes'"),
+        ({"timeout_s": "5"}, TypeError, "'work': timeout_s must be a number of seconds, got '5'"),
+        ({"timeout_s": None}, TypeError, "'work': timeout_s must be a number of seconds, got None"),
+        ({"idempotent": "no"}, TypeError, "'work': idempotent must be a bool, got 'no'"),
+        ({"strict": 1}, TypeError, "'work': strict must be a bool, got 1"),
+        ({"description": 5}, TypeError, "'work': description must be a str or None, got 5"),
+        ({"executor": ThreadPoolExecutor}, TypeError, "'work': executor must be an executor or return one"),
         ({"executor": 3}, TypeError, "'work': executor must be an executor or return one, got 3"),
         ({"retires": 3}, TypeError, "retires"),
     ],
@@ -551,6 +557,18 @@ def test_settings_that_make_no_sense_are_refused_where_the_tool_is_made(
 
     with pytest.raises(error, match=said):
         tool(**options)(work)
+
+
+def test_a_pause_that_is_no_number_is_refused_where_it_is_raised(calls: Calls) -> None:
+    @tool
+    def work() -> None:
+        raise Retry("later", after_s="soon")  # type: ignore[arg-type]
+
+    outcome = calls.run(work)
+    assert json.loads(outcome.output)["error"] == {
+        "type": "TypeError",
+        "message": "after_s must be a number of seconds, got 'soon'",
+    }
 
 
 def test_an_async_predicate_is_refused() -> None:

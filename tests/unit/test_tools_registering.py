@@ -14,6 +14,7 @@ from tool_signatures import CONTEXT, ROWS, Address, Colour, Node, Numbers, Perio
 from orchestrator.protocol.objects import Assistant
 from orchestrator.tools import RunTools, SchemaDifference, Tool, ToolCheck, ToolContext, ToolRegistry, tool
 from orchestrator.tools.arguments import InvalidArguments
+from orchestrator.tools.comparison import compared
 from orchestrator.tools.outcome import unknown_tool
 
 
@@ -309,3 +310,65 @@ def test_a_made_up_wrapper_of_several_calls_is_told_what_to_do_instead() -> None
     assert said == (
         "'multi_tool_use.parallel' is no tool; call each tool by itself, several at once if you like: a, b"
     )
+
+
+class Counter:
+    """Marks its members in either order."""
+
+    @staticmethod
+    @tool
+    def below_static(number: int) -> int:
+        return number
+
+    @tool
+    @staticmethod
+    def above_static(number: int) -> int:
+        return number
+
+    @classmethod
+    @tool
+    def below_class(cls, number: int) -> str:
+        return f"{cls.__name__} {number}"
+
+    @tool
+    @classmethod
+    def above_class(cls, number: int) -> str:
+        return f"{cls.__name__} {number}"
+
+
+def test_static_and_class_methods_are_tools_in_either_order_of_the_decorators() -> None:
+    registry = ToolRegistry([Counter()])
+    assert set(registry.names) == {"below_static", "above_static", "below_class", "above_class"}
+    for made in registry:
+        assert made.parameters["required"] == ["number"]
+        assert made(number=3) == (3 if made.name.endswith("static") else "Counter 3")
+
+
+def _entangled(models: int, title: str) -> dict[str, Any]:
+    names = [f"M{number}" for number in range(models)]
+    definitions = {
+        name: {
+            "type": "object",
+            "properties": {f"to_{to}": {"$ref": f"#/$defs/{to}"} for to in names if to != name},
+        }
+        for name in names
+    }
+    return {
+        "type": "object",
+        "title": title,
+        "properties": {"a": {"$ref": "#/$defs/M0"}},
+        "$defs": definitions,
+    }
+
+
+@pytest.mark.parametrize(("models", "agree"), [(4, True), (12, False)])
+def test_models_that_refer_to_each_other_are_compared_as_far_as_that_is_cheap(
+    models: int, agree: bool
+) -> None:
+    theirs, ours = (_entangled(models, title) for title in ("theirs", "ours"))
+    function = {"name": "f", "parameters": theirs}
+    found = compared([{"type": "function", "function": function}], {"f": ours})
+    assert bool(found) is agree
+    assert agree or "in too many ways to compare them" in str(found)
+    function["parameters"] = ours
+    assert compared([{"type": "function", "function": function}], {"f": ours})
