@@ -229,8 +229,10 @@ class ToolExecution(Settling):
         assert self._plan is not None
         if self._workplace.limits.enter(self._plan.tool, self._placed):
             self._placed(here=here)
-        else:
-            self._leave()
+            return
+        self._leave()
+        if self._settled:  # in a pause, when it waited for no place yet
+            self._workplace.limits.withdraw(self._plan.tool, self._placed)
 
     def _placed(self, *, here: bool = False) -> None:
         assert self._plan is not None

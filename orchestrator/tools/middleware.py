@@ -142,6 +142,9 @@ class Bridge:
         finally:
             with self._lock:
                 self._lent.remove(work)
+            while not work.empty():  # of a task that goes on after the layer has returned
+                if (job := work.get()) is not None:
+                    self._pool.submit(job)
 
     def _run_on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         try:

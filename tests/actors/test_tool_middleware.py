@@ -7,12 +7,15 @@ import contextvars
 import dataclasses
 import json
 import threading
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from calls import PATIENCE_S, called, wait_until
 
 from orchestrator import Invocation, Orchestrator, Retry, ToolContext, ToolError, tool
+from orchestrator.tools.middleware import Bridge
+from orchestrator.tools.threads import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,3 +246,13 @@ def test_what_is_no_function_is_refused() -> None:
         Orchestrator(base_url="http://127.0.0.1:1/v1", api_key="k", middleware=["log"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="middleware and approve are functions, got True"):
         Orchestrator(base_url="http://127.0.0.1:1/v1", api_key="k", approve=True)  # type: ignore[arg-type]
+
+
+def test_work_that_comes_as_the_thread_that_lent_itself_leaves_is_done_by_another() -> None:
+    pool, done = ThreadPool(1, "orchestrator-tool"), threading.Event()
+    bridge, work = Bridge(pool, asyncio.new_event_loop), SimpleQueue[Any]()
+    with bridge._lending(work):
+        work.put(done.set)
+        work.put(None)
+    assert done.wait(PATIENCE_S)
+    pool.close(PATIENCE_S)

@@ -175,6 +175,29 @@ def test_a_call_that_is_cancelled_between_two_executions_is_not_run_again(
     assert failing.attempts == [1]
 
 
+def test_a_call_that_was_cancelled_in_its_pause_does_not_queue_for_its_tool(calls: Calls) -> None:
+    free, entered, attempts = threading.Event(), threading.Event(), []
+
+    @tool(max_concurrency=1)
+    def work(first: bool) -> None:
+        if first:
+            attempts.append(1)
+            raise Retry("later", after_s=30)
+        entered.set()
+        assert free.wait(PATIENCE_S)
+
+    paused = calls.start(work, {"first": True})
+    wait_until(lambda: attempts == [1] and not paused.running)
+    calls.start(work, {"first": False})
+    assert entered.wait(PATIENCE_S)
+    paused.cancel()
+    assert kind_of(calls.next()) == "cancelled"
+    paused._proceed(here=False)  # as when the pause is over
+    assert [len(places.waiting) for places in places_of(calls)] == [0]
+    free.set()
+    assert calls.next().error is None
+
+
 # How many at once
 
 
