@@ -119,8 +119,13 @@ class ToolExecution(Settling):
     def _enter(self) -> bool:
         """Say that code of the user's runs from here on, unless nobody waits for it any more."""
         with self._lock:
-            self._running = not self._settled
+            self._running = self._is_wanted
             return self._running
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether anybody waits for the call; past its deadline the timer is about to settle it."""
+        return not self._settled and time.monotonic() < self._deadline
 
     def _prepare(self) -> None:
         if not self._enter():
@@ -252,9 +257,9 @@ class ToolExecution(Settling):
         assert self._plan is not None
         tool, layer, _ = self._plan
         with self._lock:
-            self._running = self._executing = not self._settled
+            self._running = self._executing = self._is_wanted
         if not self._executing:
-            self._check_over()  # whoever settled it has given the place back
+            self._check_over()  # whoever settles it gives the place back
             return
         self._attempts += 1
         self._began = self._began or time.monotonic()
