@@ -111,7 +111,7 @@ def test_a_batch_goes_out_whole_when_the_last_of_it_is_decided(stage: Stage) -> 
         asked(run, 2)
         ids = {request.arguments["word"]: request.call_id for request in run.snapshot().approvals}
         wait_until(lambda: sorted(made.words) == ["a", "d"])
-        assert run.snapshot().waits_for is WaitsFor.APPROVAL
+        wait_until(lambda: run.snapshot().waits_for is WaitsFor.APPROVAL)  # once both are settled, too
         run.approve(ids["c"])
         wait_until(lambda: sorted(made.words) == ["a", "c", "d"])
         assert not any("submit" in request for request in stage.requests(run.thread_id, "POST"))
