@@ -77,12 +77,16 @@ class _PunctualStream(httpcore.NetworkStream):
         self._last = b""
         self._tls = stream.get_extra_info("ssl_object")
         self._pid = os.getpid()
+        self._closed = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._last:
             data, self._last = self._last, b""
             return data
         data = self._stream.read(max_bytes, _left_s(timeout, httpcore.ReadTimeout))
+        if not data and self._closed:
+            # Shut down by us. The peer did not end anything: an answer without a length would seem complete.
+            raise httpcore.ReadError("the connection was closed while it was read")
         if len(data) < 2:
             return data
         self._last = data[-1:]
@@ -92,6 +96,7 @@ class _PunctualStream(httpcore.NetworkStream):
         self._stream.write(buffer, _left_s(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
+        self._closed = True
         # Closing alone does not wake a thread that reads. A forked child must not touch its parent's sockets.
         if self._pid == os.getpid():
             with suppress(OSError):
