@@ -1,7 +1,29 @@
-"""What must survive: the last record of every run that is not finished."""
+"""What must survive: records of runs, their outcomes, and who may go on with them."""
 
 from __future__ import annotations
 
-from orchestrator.journal.memory import Journal, MemoryJournal
+from orchestrator.journal.interface import (
+    Address,
+    Answer,
+    Conducted,
+    Ended,
+    Held,
+    Journal,
+    Listener,
+    Refused,
+    StoredRun,
+)
+from orchestrator.journal.memory import MemoryJournal
 
-__all__ = ["Journal", "MemoryJournal"]
+__all__ = [
+    "Address",
+    "Answer",
+    "Conducted",
+    "Ended",
+    "Held",
+    "Journal",
+    "Listener",
+    "MemoryJournal",
+    "Refused",
+    "StoredRun",
+]
