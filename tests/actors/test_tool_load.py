@@ -80,9 +80,9 @@ class Workshop:
         self.returned_late = 0
         self.stops: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
-        hangs = tool(timeout_s=0.2)
         plain = (self.quick, self.light, self.slow, self.broken, self.spare)
-        self.tools = (*plain, hangs(self.stuck), hangs(self.asleep))
+        # The time of one on a loop runs from the start, and a busy machine's loop may come to it late.
+        self.tools = (*plain, tool(timeout_s=0.2)(self.stuck), tool(timeout_s=2.0)(self.asleep))
 
     def quick(self, context: ToolContext) -> str:
         self._count(context)
