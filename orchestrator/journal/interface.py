@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.runs.effects import Finish
     from orchestrator.runs.record import RunRecord
 
-__all__ = ["Address", "Answer", "Conducted", "Ended", "Held", "Journal", "Listener", "Refused", "StoredRun"]
+__all__ = ["Address", "Answer", "Conducted", "DurableJournal", "Ended", "Held", "Journal", "Listener", "Refused", "StoredRun"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,4 +199,34 @@ class Journal(Protocol):
 
         Args:
             timeout_s: The most seconds to wait for the database.
+        """
+
+
+class DurableJournal(Journal, Protocol):
+    """A journal that survives; what follows blocks, on any thread, and needs no `serve`."""
+
+    def add(self, record: RunRecord, address: Address) -> bool:
+        """Keep a run that nobody conducts yet.
+
+        Returns:
+            Whether it is new; a key that is known with the same request changes nothing.
+
+        Raises:
+            KeyReused: The key is that of another request.
+            JournalError: The database cannot be written.
+        """
+
+    def load(self, key: str) -> StoredRun | Ended:
+        """Return a run as it was last kept.
+
+        Raises:
+            UnknownRun: There is none of this key.
+            JournalError: The database cannot be read.
+        """
+
+    def unfinished(self) -> list[StoredRun]:
+        """Return the runs, oldest first, that somebody has conducted, that are not over, and that are free.
+
+        Raises:
+            JournalError: The database cannot be read.
         """

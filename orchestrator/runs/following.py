@@ -194,7 +194,16 @@ class Following(Closing):
             return
         # The stream is closed when the batch is submitted; what it had still to show then is fetched.
         self._gapless = self._gapless and seen.number == self.record.watched
-        self._update(phase=Phase.ACTING, round=self.record.round + 1, calls=calls, awaiting=frozenset())
+        self._update(
+            phase=Phase.ACTING,
+            round=self.record.round + 1,
+            calls=calls,
+            awaiting=frozenset(),
+            doubtful=frozenset(),
+            interruptions=0,
+            redacted=False,
+            digest=None,
+        )
         self._start_tools(calls)
         for call in calls:
             self._notice("tool.started", call_id=call.id, name=call.function.name)
@@ -205,7 +214,11 @@ class Following(Closing):
         bound = None
         if self.record.expires_at is not None:
             bound = max(0.0, self.record.expires_at - self._now - self._timing.expiry_margin_s)
-        self._do(StartTools(round=self.record.round, calls=calls, bound_s=bound))
+        self._do(
+            StartTools(
+                round=self.record.round, calls=calls, bound_s=bound, doubtful=self.record.doubtful
+            )
+        )
 
     def _fill(self) -> None:
         """Fetch what a lost stream would have shown, now that the server waits: the next one begins here."""

@@ -78,12 +78,17 @@ class RunRecord:
         round: The number of the current batch of tool calls; 0 before the first.
         calls: The calls of the current batch, while it is acted on or submitted.
         awaiting: Ids of the calls of the current batch that wait for approval.
+        doubtful: Ids of the calls of the current batch that a process which died may have made, and that are
+            made again only if somebody approves.
+        interruptions: How many processes have died while the current batch was acted on.
         results: The outcomes of all batches, in the order the calls were asked for within each.
         spent: The tokens of the runs before this one.
         ambiguous: A create was sent whose outcome no answer told.
         metadata_echoed: The server was seen to give metadata back, so that a nonce can be missed.
         ending: Why the orchestrator ends the run, or `None`.
         failure: What `Ending.FAILED` is raised as.
+        redacted: A journal gave the calls of the current batch back without their arguments.
+        digest: What stands for those calls as the server knows them, where they are redacted.
     """
 
     key: str
@@ -106,12 +111,16 @@ class RunRecord:
     round: int = 0
     calls: tuple[ToolCall, ...] = ()
     awaiting: frozenset[str] = frozenset()
+    doubtful: frozenset[str] = frozenset()
+    interruptions: int = 0
     results: tuple[ToolCallResult, ...] = ()
     spent: Usage | None = None
     ambiguous: bool = False
     metadata_echoed: bool = False
     ending: Ending | None = None
     failure: OrchestratorError | None = None
+    redacted: bool = False
+    digest: str | None = None
 
     @property
     def mark(self) -> str:
