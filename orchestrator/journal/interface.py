@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from orchestrator.runs.effects import Finish
     from orchestrator.runs.record import RunRecord
 
-__all__ = ["Address", "Answer", "Conducted", "DurableJournal", "Ended", "Held", "Journal", "Listener", "Refused", "StoredRun"]
+__all__ = [
+    "Address",
+    "Answer",
+    "Conducted",
+    "DurableJournal",
+    "Ended",
+    "Held",
+    "Journal",
+    "Listener",
+    "Refused",
+    "StoredRun",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,9 @@ class MemoryJournal:
 
     def claim(self, key: str) -> Answer:
         """Refuse: what is known here is conducted already."""
-        return Refused(error=UnknownRun(f"run {key!r} is not known: this orchestrator has no journal", key=key))
+        return Refused(
+            error=UnknownRun(f"run {key!r} is not known: this orchestrator has no journal", key=key)
+        )
 
     def record(self, record: RunRecord) -> None:
         """Keep this in place of the run's earlier record."""

@@ -215,9 +215,7 @@ class Following(Closing):
         if self.record.expires_at is not None:
             bound = max(0.0, self.record.expires_at - self._now - self._timing.expiry_margin_s)
         self._do(
-            StartTools(
-                round=self.record.round, calls=calls, bound_s=bound, doubtful=self.record.doubtful
-            )
+            StartTools(round=self.record.round, calls=calls, bound_s=bound, doubtful=self.record.doubtful)
         )
 
     def _fill(self) -> None:

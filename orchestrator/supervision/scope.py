@@ -365,9 +365,7 @@ class RunScope:
         require_patience("timeout_s", timeout_s)
         return self._roster.drain(timeout_s)
 
-    def close(
-        self, *, on_active: OnActive | None = None, timeout_s: float | None = None
-    ) -> list[RunHandle]:
+    def close(self, *, on_active: OnActive | None = None, timeout_s: float | None = None) -> list[RunHandle]:
         """End the orchestrator and everything it made: actors, threads, connections. Repeatable; blocks.
 
         In a forked process it does nothing: what there was belongs to the parent.

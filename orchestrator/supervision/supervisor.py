@@ -296,9 +296,7 @@ class Supervisor(LoopActor):
         thread_id, adopted = record.thread_id, record.run_id
         holders = () if thread_id is None else self._admission.holders(thread_id)
         goes_on = record.phase is not Phase.ADMITTED
-        if goes_on or (
-            adopted and all(self._open[key].state.record.run_id != adopted for key in holders)
-        ):
+        if goes_on or (adopted and all(self._open[key].state.record.run_id != adopted for key in holders)):
             self._admission.join(run.key, thread_id)
         elif self._admission.ask(run.key, thread_id, next_in_line=adopted is not None):
             assert thread_id is not None
