@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from orchestrator.client import AsyncThreadsClient
 from orchestrator.demo.display import display_on
 from orchestrator.demo.interruption import Interrupted, Interruptions
 from orchestrator.demo.questions import asked
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from orchestrator.client.options import AsyncClientOptions
     from orchestrator.demo.questions import Asked
     from orchestrator.demo.stage import Stage
     from orchestrator.runs.request import Watch
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["play"]
 
 _CANCEL_PATIENCE_S = 10.0
+_OWN_CONNECT_S = 60.0
 _REFRESH_S = 0.1
 _NAMED = 10
 
@@ -73,13 +76,13 @@ def play(
             )
         except Interrupted as interrupted:
             return interrupted.exit_code
-        orchestrator = Orchestrator(
-            base_url=stage.base_url,
-            api_key=stage.api_key,
-            tools=TOOLS,
-            watch=watch,
-            max_concurrent_runs=max(1000, runs),
-        )
+        most = max(1000, runs)
+        options: AsyncClientOptions = {"max_connections": most}
+        if stage.own:
+            # It shares the machine with everything else, and all runs connect to it at once.
+            options["connect_timeout"] = _OWN_CONNECT_S
+        client = AsyncThreadsClient(stage.base_url, api_key=stage.api_key, **options)
+        orchestrator = Orchestrator(client=client, tools=TOOLS, watch=watch, max_concurrent_runs=most)
         resources.callback(orchestrator.close, on_active="cancel", timeout_s=_CANCEL_PATIENCE_S)
         return _perform(console, interruptions, stage, orchestrator, asked(runs, own=stage.own))
 
