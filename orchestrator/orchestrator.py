@@ -31,7 +31,7 @@ from orchestrator.runs.request import (
 )
 from orchestrator.runtime import refuse_blocking_on_running_loop
 from orchestrator.supervision import RestartPolicy, ServerLimits
-from orchestrator.supervision.asking import SENT, RunOptions
+from orchestrator.supervision.asking import DEFAULTED, SAID, SENT, RunOptions
 from orchestrator.supervision.commission import address_of
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.roster import OnActive, Roster, StreamTo
@@ -93,9 +93,9 @@ class Orchestrator(RunScope):
         timing: Backoffs, timeouts and intervals of the runs.
         limits: How fast each server is asked, on each key, by all runs together, and when it is left alone.
         log_tool_data: Whether the logs show what tools are called with and what they answer.
-        journal: What the runs survive this process in: `"sqlite:///runs.db"`, the URL of a PostgreSQL database
-            (`postgresql+psycopg://…`), or a `SQLJournal`, which is closed with the orchestrator. By default
-            they do not. It is opened with the first run.
+        journal: What the runs survive this process in: `"sqlite:///runs.db"`, the URL of a PostgreSQL
+            database (`postgresql+psycopg://…`), or a `SQLJournal`, which is closed with the orchestrator. By
+            default they do not. It is opened with the first run.
         credentials: Gives the API key for a run that is taken up from the journal, which holds none: a plain
             function of an `Address` (server, organization, project). `None` stands for the orchestrator's own
             key, where the server is its own.
@@ -242,8 +242,8 @@ class Orchestrator(RunScope):
     ) -> RunHandle:
         """Start a run and return at once; nothing here waits for a server.
 
-        Each call is another run, except that with a journal a key stands for one run: whichever process starts
-        it again gets the same run, whether it conducts it, another process does, or it is over.
+        Each call is another run, except that with a journal a key stands for one run: whichever process
+        starts it again gets the same run, whether it conducts it, another process does, or it is over.
 
         Args:
             assistant_id: The assistant.
@@ -359,8 +359,8 @@ class Orchestrator(RunScope):
     ) -> str:
         """Write a run into the journal and leave it to whoever attaches to it, in whatever process.
 
-        Nothing is sent and nothing is started here. Blocks until the journal has the run. May be repeated with
-        the same key: it stands for one run.
+        Nothing is sent and nothing is started here. Blocks until the journal has the run. May be repeated
+        with the same key: it stands for one run.
 
         Args:
             assistant_id: The assistant.
@@ -398,41 +398,24 @@ class Orchestrator(RunScope):
     def _asked(self, assistant_id: str, **options: Unpack[RunOptions]) -> tuple[RunRequest, RunTools]:
         """Bring what is asked for into the form in which a run keeps it, and check it."""
         given = RunTools.given(options.get("tools"), self._registry)
-        defaults = self._defaults
-        sent: dict[str, Any] = {
-            name: options[name]  # type: ignore[literal-required]
-            for name in SENT
-            if options.get(name, UNSET) is not UNSET
-        }
+        asked: dict[str, Any] = {name: value for name, value in options.items() if value is not UNSET}
+        sent = {name: asked[name] for name in SENT if name in asked}
         if given.sent is not None:
             sent["tools"] = list(given.sent)
-        stated_ = {
-            name: options[name]  # type: ignore[literal-required]
-            for name in (
-                "on_deadline",
-                "on_stall",
-                "on_expired",
-                "max_tool_rounds",
-                "max_failed_tool_rounds",
-                "max_total_tokens",
-            )
-            if name in options
-        }
-        either = {
-            name: getattr(defaults, name) if options.get(name) is None else options[name]  # type: ignore[literal-required]
-            for name in ("watch", "deadline_s", "rerun", "on_busy_thread", "interrupt_foreign")
-        }
+        said = {name: asked[name] for name in SAID if name in asked}
+        for name in DEFAULTED:
+            value = asked.get(name)
+            said[name] = getattr(self._defaults, name) if value is None else value
         request = RunRequest(
             assistant_id=assistant_id,
-            messages=normalized_messages(options.get("messages")),
+            messages=normalized_messages(asked.get("messages")),
             options=sent,
-            metadata=dict(options.get("metadata") or {}),
+            metadata=dict(asked.get("metadata") or {}),
             unrepeatable_tools=frozenset(tool.name for tool in given.registry if not tool.options.idempotent),
-            **stated_,
-            **either,
+            **said,
         )
         # Built once here, so that what cannot be sent raises where the mistake was made.
-        thread_id = options.get("thread_id")
+        thread_id = asked.get("thread_id")
         more = sent.get("additional_messages") or ()
         endpoints.create_run(
             "thread" if thread_id is None else thread_id,

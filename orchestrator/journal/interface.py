@@ -1,8 +1,8 @@
 """What a journal is to those who conduct runs: where records are kept, and who may go on with a run.
 
-Owns the words that are exchanged with a journal. A journal does not decide anything about a run: it keeps what
-it is given, says when that is safe, and sees to it that one process at a time conducts a run. Everything here
-is called on the actors' loop, and nothing here waits: answers are told to the journal's `Listener`.
+Owns the words that are exchanged with a journal. A journal does not decide anything about a run: it keeps
+what it is given, says when that is safe, and sees to it that one process at a time conducts a run. `Journal`
+is used on the actors' loop, where nothing waits: answers are told to its `Listener`.
 """
 
 from __future__ import annotations
@@ -137,14 +137,15 @@ class Listener(Protocol):
 
 
 class Journal(Protocol):
-    """Keeps records, and who may act on them. On the actors' loop; nothing waits.
+    """Keeps records, and who may act on them. On the actors' loop; nothing waits."""
 
-    Attributes:
-        survives: Whether what is kept outlives this process. Where it does not, every call takes effect at
-            once, `record` and `finish` return `None`, and the listener is never told anything.
-    """
+    @property
+    def survives(self) -> bool:
+        """Whether what is kept outlives this process.
 
-    survives: bool
+        Where it does not, every call takes effect at once, `record` and `finish` return `None`, and the
+        listener is never told anything.
+        """
 
     def serve(self, listener: Listener, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to tell this listener, on this loop. Once, before anything else.

@@ -47,7 +47,7 @@ class MemoryJournal:
         """Return the run's last record."""
         return self._records[key]
 
-    def outstanding(self, key: str) -> None:  # noqa: ARG002 - as in `Journal`
+    def outstanding(self, key: str) -> None:
         """Everything is kept at once."""
 
     def finish(self, record: RunRecord, finish: Finish) -> None:  # noqa: ARG002 - nobody asks for outcomes here

@@ -1,7 +1,7 @@
 """What may be said of a run before it begins, by name: for those who pass it on.
 
-`Orchestrator.start()` explains each. Owns the names and their types, and which of them go to the server as they
-are.
+`Orchestrator.start()` explains each. Owns the names and their types, and which of them go to the server as
+they are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Watch,
     )
 
-__all__ = ["SENT", "RunOptions"]
+__all__ = ["DEFAULTED", "SAID", "SENT", "RunOptions"]
 
 
 class SentOptions(TypedDict, total=False):
@@ -44,25 +44,36 @@ class SentOptions(TypedDict, total=False):
     response_format: str | Mapping[str, Any] | UnsetType | None
 
 
-class RunOptions(SentOptions, total=False):
+class SaidOptions(TypedDict, total=False):
+    """What the lifecycle is told of a run, as it is said."""
+
+    on_deadline: OnDeadline
+    on_stall: OnStall
+    on_expired: OnExpired
+    max_tool_rounds: int | None
+    max_failed_tool_rounds: int | None
+    max_total_tokens: int | None
+
+
+class DefaultedOptions(TypedDict, total=False):
+    """What the lifecycle is told of a run, where `None` stands for the orchestrator's own."""
+
+    watch: Watch | None
+    deadline_s: float | None
+    rerun: RerunPolicy | None
+    on_busy_thread: OnBusyThread | None
+    interrupt_foreign: bool | None
+
+
+class RunOptions(SentOptions, SaidOptions, DefaultedOptions, total=False):
     """Everything that describes a run and that a journal can keep."""
 
     thread_id: str | None
     messages: Messages | None
     metadata: Mapping[str, str] | None
     tools: Iterable[object] | None
-    deadline_s: float | None
-    on_deadline: OnDeadline
-    watch: Watch | None
-    on_stall: OnStall
-    on_expired: OnExpired
-    rerun: RerunPolicy | None
-    max_tool_rounds: int | None
-    max_failed_tool_rounds: int | None
-    max_total_tokens: int | None
-    on_busy_thread: OnBusyThread | None
-    interrupt_foreign: bool | None
 
 
 SENT: Final = tuple(SentOptions.__annotations__)
-"""The names of the protocol's own options."""
+SAID: Final = tuple(SaidOptions.__annotations__)
+DEFAULTED: Final = tuple(DefaultedOptions.__annotations__)

@@ -77,7 +77,7 @@ class Barrier:
 
     async def allowed(self) -> None:
         """Wait until the lease is good; it is, unless the journal's database does not answer."""
-        while not self._may_act():
+        while not self._may_act():  # noqa: ASYNC110 - nobody tells when a lease is good again
             await asyncio.sleep(_LOOK_AGAIN_S)
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.journal import Address
 from orchestrator.client import AsyncThreadsClient
+from orchestrator.journal import Address
 from orchestrator.runs.backend import Heard, ThreadsBackend
 from orchestrator.runs.inputs import CancelRequested
 from orchestrator.runs.record import RunRecord

@@ -20,8 +20,8 @@ from orchestrator.journal import MemoryJournal
 from orchestrator.runtime import acquire
 from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
 from orchestrator.supervision.handle import RunHandle
-from orchestrator.supervision.state import RunState
 from orchestrator.supervision.messages import Admit, FindOrphans, Sweep
+from orchestrator.supervision.state import RunState
 from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.signature import is_async
@@ -375,7 +375,7 @@ class Roster:
             self._serving().supervisor.tell(Sweep())
 
     def _found(self, stored: StoredRun) -> None:
-        """Have a run of a process that died taken up, by what may ask the user for a key. On the actors' loop."""
+        """Have a run of a process that died taken up, which may ask the user for a key. On the actors' loop."""
         with self._lock:
             fleet = self._fleet
         if fleet is not None:

@@ -189,7 +189,7 @@ class RunState:
 
     @property
     def recorded(self) -> Future[None]:
-        """Resolved once the journal has the run, or fails with what keeps it from that; otherwise as `future`."""
+        """Resolved once the journal has the run, or fails with what keeps it from that; else as `future`."""
         with self._lock:
             if self._recorded is None:
                 self._recorded = self._mirror(self._opened)

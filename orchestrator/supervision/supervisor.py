@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import JournalError, OrchestratorClosed, OrchestratorError, RunError, ThreadBusy
 from orchestrator.journal import Conducted, Ended, Held, Refused
 from orchestrator.runs.effects import Finish
-from orchestrator.runs.inputs import CancelRequested, DetachRequested, Started
+from orchestrator.runs.inputs import CancelRequested, Started
 from orchestrator.runs.lifecycle import Lifecycle, Timing
 from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
@@ -119,13 +119,13 @@ class Supervisor(LoopActor):
 
     def on_receive(self, message: object) -> object:
         """Handle one message; an unknown one is a defect and ends the supervisor."""
+        if isinstance(message, FindOrphans):
+            return tuple(run for run in message.runs if self._is_orphan(run))
         match message:
             case Admit():
                 self._admit(message)
             case Forward():
                 self._forward(message)
-            case FindOrphans(runs=runs):
-                return tuple(run for run in runs if self._is_orphan(run))
             case ActorEnded() | MetadataEchoed() | ThreadTaken():
                 self._hear(message)
             case Opened() | OutcomeKept() | Lost() | CancelWanted():
@@ -137,8 +137,7 @@ class Supervisor(LoopActor):
             case Sweep():
                 self._journal.sweep()
             case Abandon():
-                for run in tuple(self._open.values()):
-                    self._abandon(run, "the orchestrator was closed")
+                self._abandon_all("the orchestrator was closed")
             case _:
                 raise TypeError(f"the supervisor does not know {type(message).__name__}")
         return None
@@ -172,10 +171,9 @@ class Supervisor(LoopActor):
     def on_terminated(self, cause: BaseException | None) -> None:
         """Leave nothing behind: nobody would hear any more that a run's actor has ended."""
         why = "the orchestrator was closed" if cause is None else f"its supervisor died of {cause!r}"
+        self._abandon_all(why)
         for run in tuple(self._open.values()):
-            self._abandon(run, why)
-            if run.key in self._open:
-                self._close(run)
+            self._close(run)
             if run.key in self._open:
                 self._forget(run)
 
@@ -255,7 +253,7 @@ class Supervisor(LoopActor):
             self._start_admitted()
 
     def _pass_on(self, run: OpenRun) -> None:
-        """Another process conducts the run: what was asked of it is for the journal, or for this end of it."""
+        """Another process conducts the run: what was asked of it is for the journal, or ends the watching."""
         wish, run.wish = run.wish, None
         if isinstance(wish, CancelRequested):
             self._journal.request_cancel(run.key)
@@ -409,6 +407,10 @@ class Supervisor(LoopActor):
             f"(phase {record.phase}, status {record.status}); {whereabouts(record)}"
         )
 
+    def _abandon_all(self, why: str) -> None:
+        for run in tuple(self._open.values()):
+            self._abandon(run, why)
+
     def _abandon(self, run: OpenRun, why: str) -> None:
         if run.closing is not None:
             self._forget(run)  # nobody waits for the journal any longer
@@ -432,7 +434,7 @@ class Supervisor(LoopActor):
             run.actor.stop(block=False)
 
     def _close(self, run: OpenRun) -> None:
-        """Nothing of the run is left here: have the journal keep its outcome, unless that is still to come."""
+        """Nothing of the run is left here: have the journal keep its outcome, if it is one."""
         finish = run.state.noted
         if run.in_flight is not None and not isinstance(finish.error, OrchestratorClosed):
             run.closing = self._journal.finish(run.state.record, finish)
