@@ -1,4 +1,4 @@
-"""What all tests share: the stage, PostgreSQL, and that the long profile runs only when it is asked for."""
+"""What all tests share: the stage, PostgreSQL, and which tests run only when they are asked for, or alone."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ pytest_plugins = ["staging"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is marked `long`, unless ORCHESTRATOR_LONG is set."""
-    if os.environ.get("ORCHESTRATOR_LONG"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in set(long)]
+    """Deselect `long` tests unless ORCHESTRATOR_LONG is set, and `alone` ones under `-n`."""
+    unwanted = set() if os.environ.get("ORCHESTRATOR_LONG") else {"long"}
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        unwanted.add("alone")
+    deselected = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
 
 
 def pytest_collection_finish() -> None:

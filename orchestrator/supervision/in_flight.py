@@ -165,7 +165,8 @@ class InFlight:
             tell(wish)
         if Started in self._words and record.phase is Phase.ADMITTED and not wishes:
             tell(self._words[Started])
-        for input_ in (*outcomes.values(), *self._answers):
+        # What was said of a call before its outcome: it is not heard of a call that is settled.
+        for input_ in (*self._answers, *outcomes.values()):
             tell(input_)
         self._tell = tell
 

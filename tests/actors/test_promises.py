@@ -144,6 +144,7 @@ def assert_in_order(names: list[str]) -> None:
     assert names[-1] == "thread.run.completed"
 
 
+@pytest.mark.alone
 def test_cancel_is_answered_at_once_while_many_runs_stream(stage: Stage) -> None:
     def cancelled() -> tuple[float, float]:
         run = orchestrator.start(stage.assistant, messages="long")

@@ -8,9 +8,9 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
-from stage import PATIENCE_S, our_threads
+from stage import PATIENCE_S, our_threads, wait_until
 
-from orchestrator import ServerLimits, ToolRegistry
+from orchestrator import ServerLimits, ToolContext, ToolRegistry
 from orchestrator.client.settings import Account
 from orchestrator.errors import APIConnectionError
 from orchestrator.protocol.objects import FunctionCall, ToolCall
@@ -23,6 +23,7 @@ from orchestrator.runs.inputs import (
     RunsListed,
     Started,
     ToolFinished,
+    ToolNoticed,
 )
 from orchestrator.runs.record import Phase, RunRecord
 from orchestrator.runs.request import RunRequest
@@ -69,7 +70,7 @@ class Home:
             draining=Draining(self.thread),
             executor=self.executor,
             approvals=Approvals(),
-            registry=ToolRegistry([self.fetch]),
+            registry=ToolRegistry([self.fetch, self.work]),
             context=None,
             contextvars_context=contextvars.copy_context(),
             loop_thread=self.thread,
@@ -79,6 +80,10 @@ class Home:
     def fetch(self) -> str:
         self.calls += 1
         return "it"
+
+    def work(self, context: ToolContext) -> str:
+        context.progress("half of it", 0.5)
+        return "done"
 
     def do(self, what: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call something on the loop, and let what it set off there happen."""
@@ -101,8 +106,8 @@ class Home:
         self.told.append(input_)
         self.news.release()
 
-    def start_tools(self, round_number: int) -> None:
-        effect = StartTools(round=round_number, calls=(CALL,), bound_s=None)
+    def start_tools(self, round_number: int, call: ToolCall = CALL) -> None:
+        effect = StartTools(round=round_number, calls=(call,), bound_s=None)
         self.do(self.in_flight.start_tools, effect, run_id="run_1", thread_id="thread_1")
 
     def wait_for_outcome(self) -> None:
@@ -194,6 +199,19 @@ def test_an_outcome_is_told_until_it_is_in_the_record_taken_or_not(home: Home) -
         Resumed()
     ]
     assert home.calls == 1
+
+
+def test_what_a_call_said_while_nobody_conducted_the_run_is_told_before_its_outcome(home: Home) -> None:
+    call = ToolCall(id="call_1", function=FunctionCall(name="work", arguments="{}"))
+    acting = record(phase=Phase.ACTING, round=1, calls=(call,))
+
+    def attach_again() -> list[type[Input]]:
+        home.do(home.in_flight.detach)
+        return [type(input_) for input_ in home.attach(acting)]
+
+    home.start_tools(1, call)
+    wait_until(lambda: ToolFinished in attach_again())
+    assert attach_again() == [Resumed, ToolNoticed, ToolFinished]
 
 
 def test_a_call_of_the_last_round_does_not_stand_for_one_of_the_same_id_in_this(home: Home) -> None:

@@ -38,8 +38,8 @@ TOOL_THREADS: Final = 8
 
 EVERY_S: Final = 0.005
 LONGEST_PAUSE_S: Final = 0.05 if os.environ.get("ORCHESTRATOR_LONG") else 0.25
-"""The promise is 50 ms, held in the long profile: with coverage, or others at work on the same two
-processors, a round of the garbage collector alone may take longer."""
+"""The promise is 50 ms, held in the long profile: with others at work on the same two processors, a round of
+the garbage collector alone may take longer."""
 LONGEST_ANSWER_S: Final = 0.25 if os.environ.get("ORCHESTRATOR_LONG") else 1.0
 
 BATCHES: Final = {
@@ -65,6 +65,9 @@ SCRIPT: Final = {
         for kind, names in BATCHES.items()
     ]
 }
+
+
+pytestmark = pytest.mark.alone
 
 
 class Workshop:

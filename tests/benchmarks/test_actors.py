@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from actors import LOOP, THREADING, measured, row
 
+pytestmark = pytest.mark.alone
+
 
 def test_an_idle_loop_actor_takes_6_kb_and_a_fraction_of_a_threading_actor(
     capsys: pytest.CaptureFixture[str],

@@ -6,6 +6,8 @@ import pytest
 from event_stream import MB, READERS, row
 from stub_server import stub_server
 
+pytestmark = pytest.mark.alone
+
 ALLOWED_BYTES = 8 * MB
 
 

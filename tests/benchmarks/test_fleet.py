@@ -25,6 +25,8 @@ from run_server import run_server
 from stage import assert_nothing_left
 from stub_server import allow_many_files
 
+pytestmark = pytest.mark.alone
+
 THREADS = {
     "orchestrator-actors": 1,
     "orchestrator-tool-loop": 1,

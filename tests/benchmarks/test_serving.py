@@ -6,6 +6,8 @@ import pytest
 from serving import measure_runs, measure_streams
 from stub_server import allow_many_files
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("streams", [400, pytest.param(5000, marks=pytest.mark.long)])
 def test_streams_are_held_beside_other_requests_and_ended_when_the_server_stops(streams: int) -> None:

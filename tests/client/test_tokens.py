@@ -317,6 +317,7 @@ def test_a_provider_that_fails_is_named_without_its_own_words(kind: str) -> None
         assert isinstance(caught.value.__cause__, LookupError)
 
 
+@pytest.mark.alone
 def test_a_provider_that_never_answers_costs_no_more_than_its_share_and_leaves_no_task() -> None:
     async def provider() -> str:
         await asyncio.Event().wait()

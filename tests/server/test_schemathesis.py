@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EXAMPLES = 300 if os.environ.get("ORCHESTRATOR_LONG") else 8
 SCRIPT = "rules: [{match: call, steps: [{call: {tool: get_weather}}, {say: done}]}]"
 
+pytestmark = pytest.mark.alone  # its operations share one id: of two processes, each would run a few
+
 schema = schemathesis.openapi.from_dict(document())
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from event_furniture import (
     RUN,
     arguments,
@@ -260,6 +261,7 @@ def test_a_run_of_one_endless_message_keeps_its_text_and_little_else() -> None:
     assert tenths[-1] < 8 * tenths[0]
 
 
+@pytest.mark.alone
 def test_merging_holds_the_writer_up_for_less_than_ten_milliseconds() -> None:
     durations: list[float] = []
     kept = history(message(), step(), max_deltas=1000, max_delta_bytes=256 * 1024)
