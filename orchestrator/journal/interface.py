@@ -184,9 +184,6 @@ class Journal(Protocol):
             KeyError: It is not conducted here.
         """
 
-    def outstanding(self, key: str) -> int | None:
-        """The ticket of what was given last of the run and is not kept yet, or `None`."""
-
     def finish(self, record: RunRecord, finish: Finish) -> int | None:
         """The run is over: keep its outcome and give its lease up.
 

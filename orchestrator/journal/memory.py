@@ -47,9 +47,6 @@ class MemoryJournal:
         """Return the run's last record."""
         return self._records[key]
 
-    def outstanding(self, key: str) -> None:
-        """Everything is kept at once."""
-
     def finish(self, record: RunRecord, finish: Finish) -> None:  # noqa: ARG002 - nobody asks for outcomes here
         """Drop what was kept of the run."""
         self._records.pop(record.key, None)

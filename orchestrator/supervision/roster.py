@@ -375,7 +375,7 @@ class Roster:
             self._serving().supervisor.tell(Sweep())
 
     def _found(self, stored: StoredRun) -> None:
-        """Have a run of a process that died taken up, which may ask the user for a key. On the actors' loop."""
+        """Have a run taken up whose process died, which may ask the user for a key. On the actors' loop."""
         with self._lock:
             fleet = self._fleet
         if fleet is not None:

@@ -46,7 +46,7 @@ __all__ = ["Credentials", "RunScope", "new_record", "stated"]
 log = get_logger(__name__)
 
 Credentials: TypeAlias = Callable[[Address], str | None]
-"""Gives the API key for a run's server, organization and project; `None` stands for the orchestrator's own."""
+"""Gives the API key for a run's server, organization and project; `None` is for the orchestrator's own."""
 
 MAX_KEY_CHARACTERS: Final = 255
 
