@@ -279,9 +279,7 @@ def _opened(url: str) -> Iterator[SQLJournal]:
 def _console() -> Console:
     from rich.console import Console
 
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a key's letters must not end the command where there are none
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a key's letters must not end the command
         sys.stdout.reconfigure(errors="replace")
     return Console(highlight=False)
 

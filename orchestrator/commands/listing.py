@@ -80,10 +80,9 @@ def standing(run: JournalRun) -> str:
     """How a run stands, in a word or two."""
     if run.state == "ended":
         return run.status or "ended" if run.error is None else "error"
+    word = run.phase if run.held else f"left ({run.phase})"
     if run.state == "waiting":
         word = "waiting"
-    else:
-        word = run.phase if run.held else f"left ({run.phase})"
     return f"{word}, cancel wanted" if run.cancel_requested else word
 
 

@@ -46,9 +46,7 @@ def found(path: str) -> Orchestrator:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
-        raise BadApplicationError(
-            f"there is no module {module_name!r} in {Path.cwd()} or installed"
-        ) from None
+        raise BadApplicationError(f"there is no module {module_name!r}, here or installed") from None
     try:
         target = getattr(module, name)
     except AttributeError:
