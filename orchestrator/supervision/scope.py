@@ -72,6 +72,7 @@ class RunScope:
         credentials: Credentials | None,
     ) -> None:
         self._credentials = credentials
+        self._on_taken_up: Callable[[RunHandle], None] = lambda _: None
         self._roster = roster
         self._client = client
         self._registry = registry
@@ -240,7 +241,7 @@ class RunScope:
         stored = self._durable("attach()").load(key)
         return self._take_up(stored, context=context, stream_to=stream_to)
 
-    def resume(self) -> list[RunHandle]:
+    def resume(self, *, on_taken_up: Callable[[RunHandle], None] | None = None) -> list[RunHandle]:
         """Take up every run in the journal that is not over and whose process has died or let go of it.
 
         From then on runs of other processes that die are taken up, too, for as long as this orchestrator is
@@ -248,6 +249,9 @@ class RunScope:
         them. Blocks until the journal is read; may be repeated. Whatever the runs were started with that a
         journal cannot hold is gone: `context`, `stream_to`, and functions given to `start(tools=…)`; tools
         are found by their names among the orchestrator's own.
+
+        Args:
+            on_taken_up: Told each run that is taken up, now and later, on a thread where it should not block.
 
         Returns:
             The handles, oldest run first; of a run that another process was quicker to take up, one that
@@ -260,6 +264,8 @@ class RunScope:
         """
         refuse_blocking_on_running_loop("Orchestrator.resume()", "use `await asyncio.to_thread(...)`")
         self._roster.refuse_fork()
+        if on_taken_up is not None:
+            self._on_taken_up = on_taken_up
         taken = [self._found(stored) for stored in self._durable("resume()").unfinished()]
         self._roster.sweep()
         return [handle for handle in taken if handle is not None]
@@ -267,11 +273,14 @@ class RunScope:
     def _found(self, stored: StoredRun) -> RunHandle | None:
         """Take up a run of a process that died, unless that is impossible now; blocks."""
         try:
-            return self._take_up(stored, context=None, stream_to=None)
+            handle = self._take_up(stored, context=None, stream_to=None)
         except (JournalError, Overloaded) as error:
             log.warning("run.not_taken_up", run_key=stored.record.key, reason=str(error))
         except OrchestratorClosed as error:
             log.debug("run.not_taken_up", run_key=stored.record.key, reason=str(error))
+        else:
+            self._on_taken_up(handle)
+            return handle
         return None
 
     def _take_up(self, stored: StoredRun | Ended, *, context: object, stream_to: StreamTo) -> RunHandle:

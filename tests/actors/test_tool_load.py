@@ -37,10 +37,10 @@ SPARES: Final = 20
 TOOL_THREADS: Final = 8
 
 EVERY_S: Final = 0.005
-LONGEST_PAUSE_S: Final = 0.05 if os.environ.get("ORCHESTRATOR_LONG") else 0.25
+LONGEST_PAUSE_S: Final = 0.05 if os.environ.get("ORCHESTRATOR_LONG") else 0.5
 """The promise is 50 ms, held in the long profile: with others at work on the same two processors, a round of
 the garbage collector alone may take longer."""
-LONGEST_ANSWER_S: Final = 0.25 if os.environ.get("ORCHESTRATOR_LONG") else 1.0
+LONGEST_ANSWER_S: Final = 0.25 if os.environ.get("ORCHESTRATOR_LONG") else 2.0
 
 BATCHES: Final = {
     "stuck": ("quick", "light", "slow", "broken", "stuck"),

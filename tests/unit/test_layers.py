@@ -33,6 +33,7 @@ ROWS = (
     "testing",
     "fixtures",
     "demo",
+    "commands",
     "",  # the package's own __init__: the public names
     "cli",
     "__main__",
@@ -61,6 +62,7 @@ HEAVY_ALLOWED = {
     "workers.asgi": {"starlette"},
     "workers.celery": {"celery"},
     "cli": {"rich", "typer"},
+    "commands.listing": {"rich"},
 }
 
 
