@@ -33,8 +33,8 @@ def print_runs(console: Console, runs: Sequence[JournalRun], *, limit: int) -> N
     now = datetime.now(UTC)
     if not console.is_terminal:
         for run in runs:
-            ids = (run.thread_id or "", run.run_id or "", run.owner or "")
-            _print_line(console, run.key, standing(run), *ids, run.created_at.isoformat(timespec="seconds"))
+            known = (run.thread_id or "", run.run_id or "", run.owner or "")
+            _print_line(console, run.key, standing(run), *known, run.created_at.isoformat(timespec="seconds"))
         return
     if not runs:
         console.print("no runs")

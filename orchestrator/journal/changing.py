@@ -45,7 +45,7 @@ class Place:
 
 
 def _updated(*names: str) -> Any:
-    values = {name: bindparam(f"new_{name}") for name in names}
+    values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
     return update(runs).where(runs.c.ordinal == bindparam("row")).values(values)
 
 

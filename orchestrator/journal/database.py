@@ -97,6 +97,11 @@ class Database:
         self._prepared = False
 
     @property
+    def place(self) -> URL:
+        """What is the same for everybody who works on this database."""
+        return self._engine.url
+
+    @property
     def now(self) -> ColumnElement[float]:
         """The database's clock, in seconds since the Unix epoch, at the moment it is asked."""
         if self._path is not None:

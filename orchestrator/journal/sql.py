@@ -94,6 +94,13 @@ class SQLJournal:
         self._numbers: dict[str, int] = {}
         self._last: dict[str, RunRecord] = {}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both work on the same database."""
+        return isinstance(other, SQLJournal) and self._database.place == other._database.place
+
+    def __hash__(self) -> int:
+        return hash(self._database.place)
+
     @property
     def url(self) -> str:
         """The database, without its password."""
