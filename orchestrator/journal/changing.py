@@ -147,7 +147,7 @@ class Changes:
         if self._begun:
             connection.execute(upsert(tool_calls), self._begun)
         if self._ended:
-            changed = ("state", "output", "error", "attempts", "duration_s", "epoch")
+            changed = ("state", "output", "error", "attempts", "duration_s", "run_id", "epoch")
             connection.execute(upsert(tool_calls, *changed), self._ended)
         if self._submissions:
             connection.execute(upsert(submissions, "state", "epoch", "at"), self._submissions)

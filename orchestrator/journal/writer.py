@@ -190,6 +190,8 @@ class Writer:
         return chunk
 
     def _perform(self, orders: Sequence[Order]) -> None:
+        began = time.monotonic()
+        connection = self._connected()
         batch = Batch(
             database=self._database,
             me=self.me,
@@ -197,8 +199,6 @@ class Writer:
             owned=self._owned,
             echoing=self._echoing,
         )
-        began = time.monotonic()
-        connection = self._connected()
         with self._database.write(connection):
             now, offset_s = self._times(connection)
             batch.perform(connection, orders, now, offset_s)
