@@ -157,7 +157,7 @@ class Writer:
     def _succeed(self) -> None:
         if self._failing_since is not None:
             log.info("journal.works_again", failed_for_s=round(time.monotonic() - self._failing_since, 3))
-        self._worked = True
+        self._worked = self._worked or self._connection is not None
         self._careful = False
         self._failing_since, self._pause_s = None, self._backoff_s
 
