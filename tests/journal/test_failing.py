@@ -1,4 +1,4 @@
-"""A database that is full, locked, read-only, gone for a while, of another version: nothing is lost or corrupt."""
+"""A database that is full, locked, read-only, gone for a while, or of another version."""
 
 from __future__ import annotations
 
