@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from desk import ACTING, ADDRESS, Desk, desk, outcome, record
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, inspect, text
 
 from orchestrator.errors import JournalError
 from orchestrator.journal import Conducted, Refused, SQLJournal, schema
@@ -211,7 +211,7 @@ def test_a_journal_of_an_older_version_is_brought_up_to_date_with_its_runs(url: 
     engine = create_engine(url)
     with engine.connect() as connection:
         assert schema.version(connection) == schema.SCHEMA_VERSION
-        indexes = {index["name"] for index in schema.inspect(connection).get_indexes("journal_runs")}
+        indexes = {index["name"] for index in inspect(connection).get_indexes("journal_runs")}
     engine.dispose()
     assert "ix_journal_runs_thread" in indexes
     with desk(url) as at_work:

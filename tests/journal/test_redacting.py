@@ -36,7 +36,7 @@ def redact(what: str, name: str, text: str) -> str:
 
 
 def asking(*calls: ToolCall) -> Run:
-    asked = RequiredAction(submit_tool_outputs=SubmitToolOutputs(tool_calls=list(calls)))
+    asked = RequiredAction(submit_tool_outputs=SubmitToolOutputs(tool_calls=calls))
     return Run(id="run_1", status="requires_action", required_action=asked)
 
 
