@@ -7,7 +7,6 @@ late, twice or never again, and the outcome is the same. Knows no broker.
 
 from __future__ import annotations
 
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 

@@ -48,9 +48,7 @@ class PerProcess:
                     raise OrchestratorClosed("this process is ending: no orchestrator is made any more")
                 made = self._factory()
                 if not isinstance(made, Orchestrator):
-                    raise TypeError(
-                        f"the factory must make an Orchestrator, it made {type(made).__name__}"
-                    )
+                    raise TypeError(f"the factory must make an Orchestrator, it made {type(made).__name__}")
                 own.made = made
             return own.made
 
