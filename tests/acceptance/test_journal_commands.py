@@ -136,6 +136,7 @@ def test_resume_goes_on_until_a_signal_and_leaves_what_is_not_over(place: Place,
         out, err = process.communicate(timeout=60)
         traces.assert_none()
     assert process.returncode == 0, (out, err)
+
     (line,) = finished(tmp_path, "runs", env=place.env).out.splitlines()
     assert line.startswith("long\t")
 
