@@ -276,6 +276,7 @@ def perform(given: dict[str, Any]) -> None:
         "status": result.status,
         "text": result.text,
         "run_id": result.run_id,
+        "thread_id": result.thread_id,
         "calls": [(call.call_id, call.name, call.output) for call in result.tool_calls],
         "points": list(points.passed),
     }

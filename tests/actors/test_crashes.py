@@ -11,11 +11,12 @@ import json
 import re
 import shutil
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,21 +28,41 @@ from storm import KEY, Citadel
 
 from orchestrator.client import ThreadsClient
 from orchestrator.errors import UnknownRun
+from orchestrator.journal.sql import SQLJournal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from server.postgresql import PostgreSQL
 
     from orchestrator.journal.entries import JournalHistory
+    from orchestrator.protocol.objects import Run
     from orchestrator.server.database import Database
 
 AT_ONCE = 6
 """How many runs are conducted at the same time; most of the time each of them waits for a lease to end."""
 
+ROUNDS = 2
+OUTPUTS = ("look-seats", "book-seat", "book-meal")
 TEXT = "order {key}: look-seats, {booked}, {paid}"
 UNKNOWN = "no result: the process that made this call died"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crash:
+    """A run that was taken up.
+
+    Attributes:
+        job: What the process was to do that died.
+        left: What it left in the journal, or `None` for nothing.
+        report: What the second process says of the run.
+        history: What the journal says then.
+    """
+
+    job: Job
+    left: JournalHistory | None
+    report: dict[str, Any]
+    history: JournalHistory
 
 
 @dataclass
@@ -57,7 +78,7 @@ class Walk:
         database: Makes the journal's database for a crash, with its tables, in that directory.
 
     Attributes:
-        killed: The points at which a process was killed.
+        crashes: The runs that were taken up.
         missed: The points that a process did not come by this time.
         wrong: What was not as it must be, a line each.
     """
@@ -68,13 +89,13 @@ class Walk:
     nursery: Nursery
     directory: Path
     database: Callable[[Path], Database]
-    killed: list[str] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def points(self, watch: str) -> list[str]:
         """Conduct one run to its end; return the points it passes, in order."""
-        job = self._job("whole", watch, None)
+        job = self._job(f"whole_{watch}", watch, None)
         assert self.nursery.run(asdict(job)) == 0, self.nursery.log.read_text()
         report = self._report(job, "conduct")
         assert report["text"] == TEXT.format(key=job.key, booked="book-seat", paid="book-meal")
@@ -115,14 +136,13 @@ class Walk:
             if code != 0:
                 self._note(job, f"the first process ended with {code}")
             return
-        self.killed.append(point)
-        died_with = self._history(job)
-        again = asdict(job) | {"what": way, "fatal": None}
-        code = self.nursery.run(again)
-        if code == 0:
-            self._examine(job, self._report(job, way), died_with)
-        else:
+        left = self._history(job)
+        code = self.nursery.run(asdict(job) | {"what": way, "fatal": None})
+        history = self._history(job)
+        if code != 0 or history is None:
             self._note(job, f"the process that was to take it up by {way}() ended with {code}")
+        else:
+            self.crashes.append(Crash(job=job, left=left, report=self._report(job, way), history=history))
 
     def _report(self, job: Job, what: str) -> dict[str, Any]:
         report: dict[str, Any] = json.loads((self.directory / job.key / f"{what}.json").read_text())
@@ -130,110 +150,109 @@ class Walk:
 
     def _history(self, job: Job) -> JournalHistory | None:
         try:
-            return journal_in(job.journal).show(job.key)
+            return SQLJournal(job.journal).show(job.key)
         except UnknownRun:
             return None
-
-    def _examine(self, job: Job, report: dict[str, Any], died_with: JournalHistory | None) -> None:
-        """Hold what there is now against what must be."""
-        note = partial(self._note, job)
-        outputs = [output for _, _, output in report["calls"]]
-        told = outputs[:1] + ["{}" if output.startswith(UNKNOWN) else output for output in outputs[1:]]
-        if report["status"] != "completed" or told[:1] != ["look-seats"]:
-            note(f"it ended as {report['status']} with the calls {report['calls']}")
-        elif not set(told) <= {"look-seats", "book-seat", "book-meal", "{}"} or len(told) != 3:
-            note(f"the calls are {report['calls']}")
-        elif report["text"] != TEXT.format(key=job.key, booked=outputs[1], paid=outputs[2]):
-            note(f"it says {report['text']!r}")
-        self._examine_server(job, report, note)
-        self._examine_journal(job, report, died_with, note)
-        self._examine_effects(job, report, died_with, note)
-
-    def _examine_server(self, job: Job, report: dict[str, Any], note: Callable[[str], None]) -> None:
-        runs = [run for thread in self._threads_of(job) for run in self.client.list_runs(thread).data]
-        ours = [run for run in runs if run.metadata and run.metadata.get("order") == job.key]
-        if [run.id for run in ours] != [report["run_id"]]:
-            note(f"the server has the runs {[run.id for run in ours]}, and not {report['run_id']} alone")
-            return
-        steps = self.client.list_run_steps(ours[0].thread_id, ours[0].id, order="asc").data
-        calls = [
-            call for step in steps for call in (step.step_details and step.step_details.tool_calls) or ()
-        ]
-        answered = [[call["id"], call["function"]["name"], call["function"]["output"]] for call in calls]
-        if answered != report["calls"]:
-            note(f"the server was answered {answered}, and the result says {report['calls']}")
-        accepted = len(re.findall(rf"/runs/{ours[0].id}/submit_tool_outputs\b.* status=200\b", self._log()))
-        if accepted != 2:
-            note(f"{accepted} submissions were accepted for two batches")
-
-    def _threads_of(self, job: Job) -> set[str]:
-        if job.thread is not None:
-            return {job.thread}
-        history = self._history(job)
-        assert history is not None
-        # Whatever thread a run was made on meanwhile that nobody else knows: its message has the key.
-        made = set(re.findall(r"path=\S*/threads/(thread_\w+)/runs status=200", self._log()))
-        return {thread for thread in made if thread == history.run.thread_id or self._says(thread, job.key)}
-
-    def _says(self, thread: str, key: str) -> bool:
-        return any(f"order {key}" == message.text for message in self.client.list_messages(thread).data)
-
-    def _log(self) -> str:
-        return self.citadel.log.read_text()
-
-    def _examine_journal(
-        self,
-        job: Job,
-        report: dict[str, Any],
-        died_with: JournalHistory | None,
-        note: Callable[[str], None],
-    ) -> None:
-        history = self._history(job)
-        assert history is not None
-        if (history.run.state, history.run.status) != ("ended", "completed"):
-            note(f"the journal says that it is {history.run.state}, {history.run.status}")
-        if [event.seq for event in history.events] != list(range(1, len(history.events) + 1)):
-            note(f"the time line has gaps: {[event.seq for event in history.events]}")
-        if any(later.epoch < earlier.epoch for earlier, later in pairwise(history.events)):
-            note(f"somebody wrote late: {[(event.kind, event.epoch) for event in history.events]}")
-        over = died_with is not None and died_with.run.state == "ended"
-        owners = 1 if died_with is None or over else 2
-        if history.run.epoch != owners:
-            note(f"it had {history.run.epoch} owners, and not {owners}")
-        kept = [[call.call_id, call.name, call.output] for call in history.calls]
-        if kept != report["calls"]:
-            note(f"the journal has the calls {kept}, and the result {report['calls']}")
-
-    def _examine_effects(
-        self,
-        job: Job,
-        report: dict[str, Any],
-        died_with: JournalHistory | None,
-        note: Callable[[str], None],
-    ) -> None:
-        executed = [words[0] for words in Effects(self.directory / job.key / "effects").lines]
-        recorded = (
-            {call.call_id for call in died_with.calls if call.state == "finished"} if died_with else set()
-        )
-        begun = {call.call_id for call in died_with.calls} if died_with else set()
-        for call_id, name, output in report["calls"]:
-            times = executed.count(call_id)
-            unknown = output.startswith(UNKNOWN)
-            if call_id in recorded and (times != 1 or unknown):
-                note(f"{name}, whose outcome was recorded, was executed {times} times: {output}")
-            if times > (2 if name == "look" else 1) or (times == 0 and not unknown):
-                note(f"{name} was executed {times} times: {output}")
-            if unknown and (name != "book" or call_id not in begun):
-                note(f"{name} had not begun and is called unknown")
 
     def _note(self, job: Job, what: str) -> None:
         self.wrong.append(f"{job.key}, killed at {job.fatal!r}: {what}")
 
+    def examine(self) -> None:
+        """Hold what there is now against what must be."""
+        made = self._made()
+        for crash in self.crashes:
+            for what in (*verdict(crash), *time_line(crash), *effects(crash), *self._server(crash, made)):
+                self._note(crash.job, what)
+        # It has written about every request only when it has ended.
+        self.citadel.fall(signal.SIGTERM)
+        accepted = Counter(re.findall(r"/runs/(run_\w+)/submit_tool_outputs\b.* status=200\b", self._log()))
+        for crash in self.crashes:
+            if accepted[crash.report["run_id"]] != ROUNDS:
+                self._note(crash.job, f"{accepted[crash.report['run_id']]} submissions were accepted")
+
+    def _log(self) -> str:
+        return self.citadel.log.read_text()
+
+    def _made(self) -> dict[str, list[Run]]:
+        """The runs on the server, by the key that their metadata has, wherever they are."""
+        threads = set(re.findall(r"method=POST .*/threads/(thread_\w+)/runs\b", self._log()))
+        threads |= {str(crash.report["thread_id"]) for crash in self.crashes}
+        made: dict[str, list[Run]] = {}
+        for thread in threads:
+            for run in self.client.list_runs(thread).data:
+                made.setdefault((run.metadata or {})["order"], []).append(run)
+        return made
+
+    def _server(self, crash: Crash, made: dict[str, list[Run]]) -> Iterator[str]:
+        runs = made.get(crash.job.key, [])
+        if [run.id for run in runs] != [crash.report["run_id"]]:
+            yield f"the server has {[run.id for run in runs]}, and not {crash.report['run_id']} alone"
+            return
+        (run,) = runs
+        steps = self.client.list_run_steps(run.thread_id, run.id, order="asc").data
+        calls = [
+            call for step in steps for call in (step.step_details and step.step_details.tool_calls) or ()
+        ]
+        answered = [[call["id"], call["function"]["name"], call["function"]["output"]] for call in calls]
+        if answered != crash.report["calls"]:
+            yield f"the server was answered {answered}, and the result says {crash.report['calls']}"
+        asked = self.client.list_messages(run.thread_id, order="asc").data
+        if [message.role for message in asked] != ["user", "assistant"]:
+            yield f"the thread has the messages {[message.text for message in asked]}"
+
     def assert_right(self, *, killed: int) -> None:
         """Fail where anything was wrong, or too few processes were killed."""
+        self.examine()
         assert self.wrong == [], self.nursery.log.read_text()
-        assert len(self.killed) >= killed, self.missed
-        assert len(self.missed) <= max(1, len(self.killed) // 10), self.missed
+        assert len(self.crashes) >= killed, self.missed
+        assert len(self.missed) <= max(1, len(self.crashes) // 10), self.missed
+
+
+def verdict(crash: Crash) -> Iterator[str]:
+    """What is wrong with the result."""
+    report = crash.report
+    outputs = [output for _, _, output in report["calls"]]
+    right = [
+        output == expected or output.startswith(UNKNOWN)
+        for output, expected in zip(outputs, OUTPUTS, strict=False)
+    ]
+    if report["status"] != "completed" or right != [True] * len(OUTPUTS):
+        yield f"it ended as {report['status']} with the calls {report['calls']}"
+    elif report["text"] != TEXT.format(key=crash.job.key, booked=outputs[1], paid=outputs[2]):
+        yield f"it says {report['text']!r}"
+
+
+def time_line(crash: Crash) -> Iterator[str]:
+    """What is wrong with the journal."""
+    run, events, left = crash.history.run, crash.history.events, crash.left
+    if (run.state, run.status) != ("ended", "completed"):
+        yield f"the journal says that it is {run.state}, {run.status}"
+    if [event.seq for event in events] != list(range(1, len(events) + 1)):
+        yield f"the time line has gaps: {[event.seq for event in events]}"
+    if any(later.epoch < earlier.epoch for earlier, later in pairwise(events)):
+        yield f"somebody wrote late: {[(event.kind, event.epoch) for event in events]}"
+    owners = 1 if left is None or left.run.state == "ended" else 2
+    if run.epoch != owners:
+        yield f"it had {run.epoch} owners, and not {owners}"
+    kept = [[call.call_id, call.name, call.output] for call in crash.history.calls]
+    if kept != crash.report["calls"]:
+        yield f"the journal has the calls {kept}, and the result {crash.report['calls']}"
+
+
+def effects(crash: Crash) -> Iterator[str]:
+    """What is wrong with how often the tools were executed."""
+    executed = Counter(words[0] for words in Effects(Path(crash.job.directory) / "effects").lines)
+    left = () if crash.left is None else crash.left.calls
+    begun = {call.call_id for call in left}
+    recorded = {call.call_id for call in left if call.state == "finished"}
+    for call_id, name, output in crash.report["calls"]:
+        times, unknown = executed[call_id], output.startswith(UNKNOWN)
+        if call_id in recorded and (times != 1 or unknown):
+            yield f"{name}, whose outcome was recorded, was executed {times} times: {output}"
+        if times > (2 if name == "look" else 1) or (times == 0 and not unknown):
+            yield f"{name} was executed {times} times: {output}"
+        if unknown and (name != "book" or call_id not in begun):
+            yield f"{name} had not begun, and its outcome is called unknown"
 
 
 @contextmanager
