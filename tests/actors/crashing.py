@@ -7,6 +7,7 @@ kills the first time it is passed. `test_crashes.py` says what is right.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from orchestrator.runs.inputs import EventObserved, RunObserved
 from orchestrator.supervision.actor import RunActor
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.state import RunState
-from orchestrator.tools import ToolContext, ToolExecutor
+from orchestrator.tools import ToolContext, ToolExecutor, ToolRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ class Points:
         match input_:
             case RunObserved(event=None, run=run):
                 return f"{name} is answered: {run.status}"
-            case RunObserved(event=event) | EventObserved(event=event):
+            case RunObserved(event=event) | EventObserved(event=event) if event is not None:
                 return f"{name} shows {event.event}"
             case _:
                 return f"{name} is answered: {type(input_).__name__}"
@@ -184,8 +185,8 @@ class Points:
             decide(batch, connection, orders, *times)
             self._reach_all(orders, "not committed")
 
-        Writer._perform = performed  # type: ignore[method-assign]
-        Batch.perform = decided  # type: ignore[method-assign]
+        for owner, method, wrapper in ((Writer, "_perform", performed), (Batch, "perform", decided)):
+            setattr(owner, method, wrapper)
 
     def _reach_all(self, orders: Sequence[Order], where: str) -> None:
         for order in orders:
@@ -253,6 +254,14 @@ def tools(effects: Effects, points: Points) -> list[Any]:
         return work(context, "book", part)
 
     return [look, book]
+
+
+def warm_up() -> None:
+    """Do once what every process would, and what starts no thread: much is imported on first use."""
+    for name in ("orchestrator.client.transport", "anyio._backends._asyncio", "sqlite3", "psycopg", "uvloop"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    ToolRegistry(tools(Effects(Path(os.devnull)), Points(None)))
 
 
 def perform(given: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
-"""Processes that are forked from a warm interpreter: dozens of them, each of which costs milliseconds to start.
+"""Processes that are forked from a warm interpreter: dozens, each of which costs milliseconds to start.
 
-As a script it is that interpreter: it has imported what the children do, listens on a Unix socket, and forks a
-child for every connection, whose job is one line of JSON. It has no thread of its own, so a child begins as if
-it had just imported everything. A child answers its process id, and in the end its exit code. Knows nothing of
-what children do.
+As a script it is that interpreter: it has imported what the children do, listens on a Unix socket, and forks
+a child for every connection, whose job is one line of JSON. It has no thread of its own, so a child begins as
+if it had just imported everything. A child answers its process id, and in the end its exit code. Knows
+nothing of what children do.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -78,7 +79,7 @@ def nursery(directory: Path, module: str) -> Iterator[Nursery]:
 
     Args:
         directory: Where its socket and its log are.
-        module: What it imports; its `perform(job)` is what a child does.
+        module: What it imports: `warm_up()` is called there once, and `perform(job)` by every child.
     """
     address, log = directory / "nursery", directory / "nursery.log"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -105,6 +106,10 @@ def nursery(directory: Path, module: str) -> Iterator[Nursery]:
 def main() -> None:
     """Fork a child for each connection."""
     module = importlib.import_module(sys.argv[2])
+    module.warm_up()
+    # A full round of the collector would write to all that the children share with this.
+    gc.collect()
+    gc.freeze()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(100)
