@@ -108,7 +108,7 @@ def main() -> None:
                     ask(f"http://127.0.0.1:{listener.getsockname()[1]}")
                 finally:
                     application.terminate()
-        print(f"the application has ended with {application.returncode}")
+        print("the application has ended")
 
 
 def ask(url: str) -> None:

@@ -87,7 +87,7 @@ OUTPUTS = {
         r"202 \{'key': 'question-1'\}\n"
         r"tool\.finished\n"
         r'outcome: \{"status":"completed","text":"Rome has 25\.3 °C on average in July\."\}\n'
-        r"the application has ended with 0\n"
+        r"the application has ended\n"
     ),
 }
 

@@ -60,6 +60,7 @@ HEAVY_ALLOWED = {
     "server": {"sqlalchemy", "starlette", "uvicorn"},
     "server.migrations": {"alembic"},
     "workers.asgi": {"starlette"},
+    "workers.attendance": {"celery"},
     "workers.celery": {"celery"},
     "cli": {"rich", "typer"},
     "commands.listing": {"rich"},
