@@ -15,12 +15,14 @@ from typing import Any
 import crashing
 from stage import QUICK
 
-from orchestrator import Orchestrator, tool
+from orchestrator import Orchestrator, RunHandle, RunResult, tool
 from orchestrator.journal.sql import SQLJournal
 from orchestrator.tools import ToolContext
 
 LEASE_S = 0.05
 RESULT_S = 60.0
+AT_ONCE = 12
+"""How many runs are open at the same time: with many more, a commit alone takes longer than such a lease."""
 
 SCRIPT = r"""
 piece_chars: 16
@@ -92,17 +94,16 @@ def perform(given: dict[str, Any]) -> None:
     with Orchestrator(
         base_url=job.base_url,
         api_key=job.api_key,
-        journal=SQLJournal(job.journal, lease_s=LEASE_S, poll_s=LEASE_S / 5),
+        journal=SQLJournal(job.journal, lease_s=LEASE_S, poll_s=LEASE_S / 5, patience_s=RESULT_S),
         tools=tools(crashing.Effects(directory / "effects")),
         timing=QUICK,
         check_tools="off",
     ) as orchestrator:
         orchestrator.resume()
-        handles = {
-            key: orchestrator.start(job.assistant, messages=f"order {key}", metadata={"order": key}, key=key)
-            for key in job.keys
-        }
-        results = {key: handle.result(RESULT_S) for key, handle in handles.items()}
+        results: dict[str, RunResult] = {}
+        for some in (job.keys[at : at + AT_ONCE] for at in range(0, len(job.keys), AT_ONCE)):
+            handles = {key: _started(orchestrator, job, key) for key in some}
+            results |= {key: handle.result(RESULT_S) for key, handle in handles.items()}
     report = {
         key: {
             "status": result.status,
@@ -114,3 +115,7 @@ def perform(given: dict[str, Any]) -> None:
         for key, result in results.items()
     }
     (directory / f"{job.name}.json").write_text(json.dumps(report))
+
+
+def _started(orchestrator: Orchestrator, job: Job, key: str) -> RunHandle:
+    return orchestrator.start(job.assistant, messages=f"order {key}", metadata={"order": key}, key=key)
