@@ -1,4 +1,4 @@
-"""Several processes lock the rows of many runs, each its own way: none of them may wait for one that waits."""
+"""Several processes lock the rows of many runs, each its own way: none may wait for one that waits for it."""
 
 from __future__ import annotations
 
