@@ -5,7 +5,6 @@ The orchestrators are in one process here; processes that die are in `test_crash
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,10 @@ from journals import journal_in, journal_url
 from sqlalchemy import create_engine, select
 from stage import PATIENCE_S, Gate, Stage, staged, wait_until
 
-from orchestrator import tool
 from orchestrator.errors import (
     DeadlineExceeded,
     JournalError,
     KeyReused,
-    OrchestratorClosed,
     ThreadBusy,
     UnknownRun,
 )
@@ -29,7 +26,6 @@ from orchestrator.runs.machine import WaitsFor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator import Orchestrator
     from orchestrator.journal import Address
     from orchestrator.server.database import Database
 
@@ -51,20 +47,6 @@ def writing_is_held_up(database: Database) -> Iterator[None]:
         finally:
             connection.exec_driver_sql("ROLLBACK")
     engine.dispose()
-
-
-def left_while(gate: Gate, orchestrator: Orchestrator, assistant: str, message: str) -> str:
-    """Start a run and leave it while its tool is at work; returns the run's key."""
-    handle = orchestrator.start(assistant, messages=message)
-    gate.wait_until_reached()
-    closing = threading.Thread(target=orchestrator.close)
-    closing.start()
-    with pytest.raises(OrchestratorClosed):
-        handle.result(PATIENCE_S)
-    gate.open.set()
-    closing.join(PATIENCE_S)
-    assert not closing.is_alive()
-    return handle.key
 
 
 def test_a_key_stands_for_one_run_whoever_starts_it(stage: Stage, database: Database) -> None:
@@ -205,53 +187,6 @@ def test_a_run_that_interrupts_ends_one_of_another_orchestrator(stage: Stage, da
         urgent = second.start(stage.assistant, thread_id=thread, messages="hello", on_busy_thread="interrupt")
         assert urgent.result(PATIENCE_S).text == "hello to you"
         assert holder.result(PATIENCE_S).status == "cancelled"
-
-
-def test_the_model_is_told_of_a_call_whose_outcome_nobody_knows(stage: Stage, database: Database) -> None:
-    gate = Gate()
-    first = stage.orchestrator(journal=journal_in(database), tools=[gate.fetch])
-    key = left_while(gate, first, stage.assistant, "fetch")
-    with stage.orchestrator(journal=journal_in(database), tools=[gate.fetch]) as second:
-        (resumed,) = second.resume()
-        result = resumed.result(PATIENCE_S)
-    assert (resumed.key, result.status, gate.calls) == (key, "completed", 1)
-    (call,) = result.tool_calls
-    assert "whether the call took effect is not known" in call.output
-    assert call.error is not None
-    assert call.error.startswith("unknown:")
-
-
-def test_an_idempotent_call_is_made_again(stage: Stage, database: Database) -> None:
-    gate = Gate()
-    fetch = tool(idempotent=True)(gate.fetch)
-    first = stage.orchestrator(journal=journal_in(database), tools=[fetch])
-    left_while(gate, first, stage.assistant, "fetch")
-    with stage.orchestrator(journal=journal_in(database), tools=[fetch]) as second:
-        (resumed,) = second.resume()
-        assert resumed.result(PATIENCE_S).text == "got it"
-    assert gate.calls == 2
-
-
-@pytest.mark.parametrize("approved", [True, False])
-def test_somebody_is_asked_whether_a_call_is_made_again(
-    stage: Stage, database: Database, approved: bool
-) -> None:
-    gate = Gate()
-    fetch = tool(on_unknown="ask")(gate.fetch)
-    first = stage.orchestrator(journal=journal_in(database), tools=[fetch])
-    left_while(gate, first, stage.assistant, "fetch")
-    with stage.orchestrator(journal=journal_in(database), tools=[fetch]) as second:
-        (resumed,) = second.resume()
-        wait_until(lambda: bool(resumed.snapshot().approvals))
-        (asked,) = resumed.snapshot().approvals
-        assert gate.calls == 1
-        if approved:
-            resumed.approve(asked.call_id)
-        else:
-            resumed.deny(asked.call_id, "it was done")
-        result = resumed.result(PATIENCE_S)
-    assert gate.calls == (2 if approved else 1)
-    assert ("it was done" in result.tool_calls[0].output) is not approved
 
 
 def test_a_deadline_goes_on_while_nobody_conducts_the_run(stage: Stage, database: Database) -> None:
