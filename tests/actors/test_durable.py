@@ -5,12 +5,18 @@ The orchestrators are in one process here; processes that die are in `test_crash
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import tempfile
+import threading
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from journals import journal_in, journal_url
-from sqlalchemy import create_engine, select
+from sqlalchemy import Connection, create_engine, event, select
 from stage import PATIENCE_S, Gate, Stage, staged, wait_until
 
 from orchestrator.errors import (
@@ -20,6 +26,7 @@ from orchestrator.errors import (
     ThreadBusy,
     UnknownRun,
 )
+from orchestrator.journal import SQLJournal
 from orchestrator.journal.schema import METADATA
 from orchestrator.runs.machine import WaitsFor
 
@@ -244,3 +251,121 @@ def test_no_key_is_kept_and_whoever_resumes_is_asked_for_it(database: Database) 
             resumed.cancel()
             assert resumed.result(PATIENCE_S).status == "cancelled"
     assert {(one.base_url, one.organization) for one in asked} == {(stage.server.base_url, "acme")}
+
+
+def test_a_full_disk_keeps_runs_from_beginning_and_does_not_end_those_under_way(
+    stage: Stage, tmp_path: Path
+) -> None:
+    full = threading.Event()
+
+    def limit(connection: Connection) -> None:
+        # SQLite makes of one page as many as there are: nothing can be added.
+        pages = 1 if full.is_set() else 1_000_000
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    file = tmp_path / "runs.sqlite"
+    gate = Gate()
+
+    def fetch() -> str:
+        """Fetch more than there is space for."""
+        return gate.fetch("much " * 20_000)
+
+    journal = journal_in(file, lease_s=30, patience_s=0.2)
+    event.listen(journal._database._engine, "begin", limit)
+    thread, other = stage.thread(), stage.thread()
+    with stage.orchestrator(journal=journal, tools=[fetch]) as orchestrator:
+        under_way = orchestrator.start(stage.assistant, thread_id=thread, messages="fetch")
+        gate.wait_until_reached()
+        full.set()
+        gate.open.set()
+        refused = orchestrator.start(stage.assistant, thread_id=other, messages="hello " * 20_000)
+        with pytest.raises(JournalError, match="disk is full; free some space") as named:
+            refused.result(PATIENCE_S)
+        assert str(file) in str(named.value)
+        with pytest.raises(JournalError, match="disk is full"):
+            refused.recorded.result(PATIENCE_S)
+        with pytest.raises(JournalError, match="disk is full"):
+            orchestrator.enqueue(stage.assistant, messages="hello " * 20_000)
+        assert stage.requests(other) == []
+        assert not any("submit_tool_outputs" in request for request in stage.requests(thread))
+        full.clear()
+        assert under_way.result(PATIENCE_S).text == f"got {'much ' * 20_000}"
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+@contextmanager
+def powerless() -> Iterator[None]:
+    """Be somebody who may write only what everybody may, where this is a user who may write anything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_read_only_file_is_named_and_nothing_is_sent(stage: Stage) -> None:
+    thread = stage.thread()
+    # Not below a directory that is its owner's alone.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        file = directory / "runs.sqlite"
+        journal_in(file).prepare()
+        file.chmod(0o444)
+        directory.chmod(0o555)
+        with powerless():
+            orchestrator = stage.orchestrator(journal=journal_in(file))
+            run = orchestrator.start(stage.assistant, thread_id=thread, messages="hello")
+            with pytest.raises(JournalError, match=r"runs\.sqlite.*writable"):
+                run.result(PATIENCE_S)
+            orchestrator.close()
+        directory.chmod(0o755)
+    assert stage.requests(thread) == []
+
+
+def test_the_journal_of_a_run_is_asked_for_by_name(stage: Stage, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'runs.sqlite'}"
+    with stage.orchestrator(journal=url) as orchestrator:
+        run = orchestrator.start(stage.assistant, messages="hello")
+        assert run.result(PATIENCE_S).text == "hello to you"
+        assert isinstance(orchestrator.journal, SQLJournal)
+        assert orchestrator.journal.url == url
+        assert [(one.key, one.status) for one in orchestrator.journal.runs(ended=True)] == [
+            (run.key, "completed")
+        ]
+    with stage.orchestrator() as forgetful:
+        for ask in (forgetful.resume, partial(forgetful.attach, run.key)):
+            with pytest.raises(JournalError, match="needs a journal that survives"):
+                ask()
+
+
+def test_a_run_that_nobody_has_begun_is_cancelled_before_it_is_sent(stage: Stage, database: Database) -> None:
+    thread = stage.thread()
+    with stage.orchestrator(journal=journal_in(database)) as orchestrator:
+        key = orchestrator.enqueue(stage.assistant, thread_id=thread, messages="hello")
+        journal_in(database).cancel(key)
+        result = orchestrator.attach(key).result(PATIENCE_S)
+        assert (result.status, result.run_id) == ("cancelled", None)
+    assert stage.requests(thread) == []
+
+
+def test_two_that_attach_at_once_share_the_run(stage: Stage, database: Database) -> None:
+    thread = stage.thread()
+    gate = Gate(opened=True)
+    with (
+        stage.orchestrator(journal=journal_in(database), tools=[gate.fetch]) as first,
+        stage.orchestrator(journal=journal_in(database), tools=[gate.fetch]) as second,
+    ):
+        keys = [
+            first.enqueue(stage.assistant, thread_id=thread, messages="fetch", key=f"job-{number}")
+            for number in range(5)
+        ]
+        handles = [(first.attach(key), second.attach(key)) for key in keys]
+        results = [(one.result(PATIENCE_S), other.result(PATIENCE_S)) for one, other in handles]
+    assert all(one == other for one, other in results)
+    assert [one.text for one, _ in results] == ["got it"] * 5
+    assert len(stage.runs(thread)) == gate.calls == 5
