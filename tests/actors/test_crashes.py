@@ -23,11 +23,13 @@ import pytest
 from crashing import SCRIPT, TOOLS, Effects, Job
 from journals import journal_in, journal_url
 from nursery import Nursery, nursery
+from sqlalchemy import insert
 from stage import definition
 from storm import KEY, Citadel
 
 from orchestrator.client import ThreadsClient
 from orchestrator.errors import UnknownRun
+from orchestrator.journal.schema import servers
 from orchestrator.journal.sql import SQLJournal
 
 if TYPE_CHECKING:
@@ -115,9 +117,12 @@ class Walk:
     def _job(self, key: str, watch: str, fatal: str | None) -> Job:
         directory = self.directory / key
         directory.mkdir()
+        database = self.database(directory)
+        if watch == "poll":
+            self._know_server(database)
         return Job(
             what="conduct",
-            journal=journal_url(self.database(directory)),
+            journal=journal_url(database),
             base_url=self.citadel.base_url,
             api_key=KEY,
             assistant=self.assistant,
@@ -127,6 +132,15 @@ class Walk:
             thread=self.client.create_thread().id if watch == "poll" else None,
             fatal=fatal,
         )
+
+    def _know_server(self, database: Database) -> None:
+        """As if an earlier run had seen that the server gives metadata back.
+
+        A run that makes its thread learns that by itself. On a thread that it was given, with a server that
+        nobody has met before, a create cut in the middle is an `AmbiguousOutcome`, and rightly so.
+        """
+        with journal_in(database)._database.writing() as connection:
+            connection.execute(insert(servers).values(base_url=self.citadel.base_url))
 
     def _crash(self, key: str, watch: str, point: str, way: str) -> None:
         job = self._job(key, watch, point)
