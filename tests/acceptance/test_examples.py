@@ -89,6 +89,13 @@ OUTPUTS = {
         r'outcome: \{"status":"completed","text":"Rome has 25\.3 °C on average in July\."\}\n'
         r"the application has ended\n"
     ),
+    "worker_recipes.py": (
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"told to stop: 0 runs are left to others\n"
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"(Oslo has [\d.]+ °C on average in July\.\n){2}"
+        r"2 runs were created\n"
+    ),
 }
 
 
