@@ -316,6 +316,7 @@ def without_twins(points: list[str]) -> list[str]:
     return kept
 
 
+@pytest.mark.timeout(300)
 def test_a_run_survives_a_crash_at_each_of_its_steps_on_sqlite(on_sqlite: Walk) -> None:
     points = without_twins(on_sqlite.points("stream"))
     on_sqlite.walk(points, "stream")
