@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 2.0
 LONG_RUNS = 300
+CONCURRENCY = {"threads": 4, "prefork": 2}
 
 
 def storm(  # noqa: D103
@@ -43,7 +44,7 @@ def storm(  # noqa: D103
             stage, server, journal, directory, lease_s=LEASE_S, task_default_queue=queue, **conf
         ) as at_work,
     ):
-        workers = [at_work.hire(pool) for _ in range(3)]
+        workers = [at_work.hire(pool, concurrency=CONCURRENCY[pool]) for _ in range(3)]
         aftermath = weather(at_work, workers, runs=runs, restart=server if restart else None)
     print(f"\n{broker}, {pool}, {database}, {runs} runs, restart={restart}: {aftermath}")  # noqa: T201
     assert aftermath.recovered_s <= LEASE_S + 5.0

@@ -106,7 +106,19 @@ class Workforce:
         """Start a worker; returns at once."""
         name = f"w{len(self.workers)}"
         log = self._directory / f"{name}.log"
-        options = ("-P", pool, "-c", str(concurrency), "-n", f"{name}@test", "-l", "info", "-O", "fair")
+        options = (
+            "-P",
+            pool,
+            "-c",
+            str(concurrency),
+            "-n",
+            f"{name}@test",
+            "-l",
+            "info",
+            "-O",
+            "fair",
+            "--without-mingle",
+        )
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "worker_app", "worker", *options],
@@ -131,7 +143,9 @@ class Workforce:
 
 
 @contextmanager
-def workforce(stage: Stage, broker: Broker, journal: str, directory: Path, **options: Any) -> Iterator[Workforce]:
+def workforce(
+    stage: Stage, broker: Broker, journal: str, directory: Path, **options: Any
+) -> Iterator[Workforce]:
     """A workforce without workers, which ends with those that it hired; their logs are told when a test fails."""
     at_work = Workforce(stage, broker, journal, directory, **options)
     try:
