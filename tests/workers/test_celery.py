@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 from kombu.exceptions import OperationalError
-from stage import staged
 from storms import RULES
 from worker_app import make
 from workforce import wait_until, workforce
@@ -27,23 +27,41 @@ if TYPE_CHECKING:
     from stage import Stage
     from workforce import Workforce
 
+__all__ = ["RULES"]  # the stage's
+
 RESULT_S = 30.0
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    with staged(RULES) as at_work:
+@contextmanager
+def opened(stage: Stage, redis: Redis, directory: Path) -> Iterator[Workforce]:
+    """An application with a journal and a queue of its own."""
+    journal = f"sqlite:///{directory / 'runs.db'}"
+    with workforce(stage, redis, journal, directory, task_default_queue=directory.name) as at_work:
         yield at_work
 
 
 @pytest.fixture
 def office(stage: Stage, redis: Redis, tmp_path: Path) -> Iterator[Workforce]:
-    """An application of its own, which is the current one, and no worker yet."""
-    with workforce(
-        stage, redis, f"sqlite:///{tmp_path / 'runs.db'}", tmp_path, task_default_queue=tmp_path.name
-    ) as at_work:
+    """An application without workers, which is the current one."""
+    with opened(stage, redis, tmp_path) as at_work:
         at_work.app.set_current()
         yield at_work
+
+
+@pytest.fixture(scope="module")
+def shared(stage: Stage, redis: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workforce]:
+    """An application with two workers."""
+    with opened(stage, redis, tmp_path_factory.mktemp("shared")) as at_work:
+        at_work.hire("threads")
+        at_work.hire("threads")
+        yield at_work
+
+
+@pytest.fixture
+def staffed(shared: Workforce) -> Workforce:
+    """An application with two workers, which is the current one."""
+    shared.app.set_current()
+    return shared
 
 
 def status_of(office: Workforce, key: str) -> str | None:
@@ -57,10 +75,8 @@ def status_in(journal: SQLJournal, key: str) -> str | None:
     return None if finish is None or finish.result is None else finish.result.status
 
 
-def test_a_task_resolves_to_what_came_of_its_run(office: Workforce) -> None:
-    office.hire("threads")
-
-    result = run_assistant.delay(office.stage.assistant, key="order-1", messages="fetch it")
+def test_a_task_resolves_to_what_came_of_its_run(staffed: Workforce) -> None:
+    result = run_assistant.delay(staffed.stage.assistant, key="order-1", messages="fetch it")
 
     outcome = result.get(timeout=RESULT_S)
     assert result.id == "order-1"
@@ -69,28 +85,24 @@ def test_a_task_resolves_to_what_came_of_its_run(office: Workforce) -> None:
     assert [(call["name"], call["error"], call["attempts"]) for call in outcome["tool_calls"]] == [
         ("fetch", None, 1)
     ]
-    assert office.stage.run(outcome["thread_id"], outcome["run_id"]).status == "completed"
+    assert staffed.stage.run(outcome["thread_id"], outcome["run_id"]).status == "completed"
 
 
-def test_a_second_message_has_the_same_outcome_and_makes_no_run(office: Workforce) -> None:
-    thread = office.stage.thread()
-    options = {"key": "order-2", "thread_id": thread, "messages": "fetch it"}
-    first = run_assistant.delay(office.stage.assistant, **options)
-    office.hire("threads")
-    office.hire("threads")
-
-    again = [run_assistant.delay(office.stage.assistant, **options) for _ in range(6)]
+def test_a_second_message_has_the_same_outcome_and_makes_no_run(staffed: Workforce) -> None:
+    thread = staffed.stage.thread()
+    options: dict[str, Any] = {"key": "order-2", "thread_id": thread, "messages": "fetch twice"}
+    first = run_assistant.delay(staffed.stage.assistant, **options)
+    again = [run_assistant.delay(staffed.stage.assistant, **options) for _ in range(6)]
     outcomes = [result.get(timeout=RESULT_S) for result in (first, *again)]
-    after = run_assistant.delay(office.stage.assistant, **options).get(timeout=RESULT_S)
+    after = run_assistant.delay(staffed.stage.assistant, **options).get(timeout=RESULT_S)
 
     assert outcomes == [after] * 7
-    assert len(office.stage.runs(thread)) == 1
-    assert len(office.calls.read_text(encoding="utf-8").splitlines()) == 1
+    assert len(staffed.stage.runs(thread)) == 1
+    assert staffed.calls.read_text(encoding="utf-8").split().count("twice") == 1
 
 
-def test_a_task_tells_how_its_run_stands_and_cancel_ends_it_where_it_is_at_work(office: Workforce) -> None:
-    office.hire("threads")
-    result = run_assistant.delay(office.stage.assistant, messages="dawdle")
+def test_a_task_tells_how_its_run_stands_and_cancel_ends_it_where_it_is_at_work(staffed: Workforce) -> None:
+    result = run_assistant.delay(staffed.stage.assistant, messages="dawdle")
     wait_until(lambda: result.state == "PROGRESS" and result.info["status"] == "in_progress", "progress")
     told = result.info
 
@@ -99,7 +111,7 @@ def test_a_task_tells_how_its_run_stands_and_cancel_ends_it_where_it_is_at_work(
     outcome = result.get(timeout=RESULT_S)
     assert (outcome["status"], outcome["run_id"]) == ("cancelled", told["run_id"])
     assert told["thread_id"] == outcome["thread_id"]
-    assert office.stage.run(told["thread_id"], told["run_id"]).status == "cancelled"
+    assert staffed.stage.run(told["thread_id"], told["run_id"]).status == "cancelled"
 
 
 def test_a_run_that_is_cancelled_before_it_has_begun_never_begins(office: Workforce) -> None:
@@ -144,9 +156,8 @@ def test_a_task_that_is_terminated_has_its_run_cancelled_by_whoever_takes_it_up(
     assert office.stage.run(told["thread_id"], told["run_id"]).status == "cancelled"
 
 
-def test_a_run_without_a_result_raises_and_its_error_survives_the_backend(office: Workforce) -> None:
-    office.hire("threads")
-    result = run_assistant.delay(office.stage.assistant, key="late", messages="dawdle", deadline_s=1.0)
+def test_a_run_without_a_result_raises_and_its_error_survives_the_backend(staffed: Workforce) -> None:
+    result = run_assistant.delay(staffed.stage.assistant, key="late", messages="dawdle", deadline_s=1.0)
 
     with pytest.raises(RunTaskError, match=r"^run 'late': DeadlineExceeded: run ") as raised:
         result.get(timeout=RESULT_S)
@@ -154,41 +165,36 @@ def test_a_run_without_a_result_raises_and_its_error_survives_the_backend(office
     assert (raised.value.key, raised.value.kind) == ("late", "DeadlineExceeded")
 
 
-def test_a_message_about_a_run_that_nobody_knows_fails(office: Workforce) -> None:
-    office.hire("threads")
-
+def test_a_message_about_a_run_that_nobody_knows_fails(staffed: Workforce) -> None:
     with pytest.raises(RunTaskError, match="UnknownRun"):
-        office.task.wake_up("never-heard-of").get(timeout=RESULT_S)
+        staffed.task.wake_up("never-heard-of").get(timeout=RESULT_S)
     with pytest.raises(UnknownRun):
         cancel("never-heard-of")
 
 
-def test_a_task_waits_for_its_countdown(office: Workforce) -> None:
-    office.hire("threads")
+def test_a_task_waits_for_its_countdown(staffed: Workforce) -> None:
     began = time.monotonic()
 
     result = run_assistant.apply_async(
-        (office.stage.assistant,), {"key": "later", "messages": "fetch it"}, countdown=2
+        (staffed.stage.assistant,), {"key": "later", "messages": "fetch it"}, countdown=2
     )
 
-    assert office.journal.show("later").run.state == "waiting"
+    assert staffed.journal.show("later").run.state == "waiting"
     assert result.get(timeout=RESULT_S)["status"] == "completed"
     assert time.monotonic() - began >= 2
 
 
-def test_a_key_stands_for_one_request(office: Workforce) -> None:
-    run_assistant.delay(office.stage.assistant, key="order-3", messages="fetch it")
+def test_a_key_stands_for_one_request(staffed: Workforce) -> None:
+    run_assistant.delay(staffed.stage.assistant, key="order-3", messages="fetch it")
 
     with pytest.raises(KeyReused):
-        run_assistant.delay(office.stage.assistant, key="order-3", messages="fetch another")
+        run_assistant.delay(staffed.stage.assistant, key="order-3", messages="fetch another")
     with pytest.raises(ValueError, match=r"use \.set\(task_id='order-3'\)"):
-        run_assistant.apply_async((office.stage.assistant,), {"key": "order-3"}, task_id="other")
+        run_assistant.apply_async((staffed.stage.assistant,), {"key": "order-3"}, task_id="other")
 
 
-def test_a_signature_has_its_run_s_key_for_its_id(office: Workforce) -> None:
-    office.hire("threads")
-
-    result = run_assistant.s(office.stage.assistant, messages="fetch it").set(task_id="order-4").delay()
+def test_a_signature_has_its_run_s_key_for_its_id(staffed: Workforce) -> None:
+    result = run_assistant.s(staffed.stage.assistant, messages="fetch it").set(task_id="order-4").delay()
 
     assert result.id == "order-4"
     assert result.get(timeout=RESULT_S)["status"] == "completed"
@@ -206,14 +212,14 @@ def test_a_run_whose_message_was_not_sent_is_cancelled_unless_it_can_be_sent_aga
         "calls": str(tmp_path / "calls"),
         "lease_s": 2.0,
         "drain_s": 1.0,
-        "conf": {"task_publish_retry": False},
+        "conf": {"task_publish_retry": False, "broker_transport_options": {"max_retries": 1}},
     }
     app = make(settings)
     app.set_current()
 
-    for options in ({"key": "order-5"}, {}):
+    for key in ("order-5", None):
         with pytest.raises(OperationalError):
-            run_assistant.delay(stage.assistant, messages="fetch it", **options)
+            run_assistant.delay(stage.assistant, key=key, messages="fetch it")
 
     journal = SQLJournal(settings["journal"])
     named, unnamed = sorted(journal.runs(ended=True), key=lambda run: run.key)

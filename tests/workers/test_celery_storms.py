@@ -20,7 +20,7 @@ LONG_RUNS = 300
 CONCURRENCY = {"threads": 4, "prefork": 2}
 
 
-def storm(  # noqa: D103
+def storm(
     request: pytest.FixtureRequest,
     directory: Path,
     *,

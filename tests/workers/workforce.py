@@ -146,7 +146,7 @@ class Workforce:
 def workforce(
     stage: Stage, broker: Broker, journal: str, directory: Path, **options: Any
 ) -> Iterator[Workforce]:
-    """A workforce without workers, which ends with those that it hired; their logs are told when a test fails."""
+    """A workforce without workers; ends those that it hired, and shows their logs when a test fails."""
     at_work = Workforce(stage, broker, journal, directory, **options)
     try:
         yield at_work

@@ -1,4 +1,4 @@
-"""The brokers, each started by the first test that wants it."""
+"""The brokers, each started by the first test that wants it. A plugin, for mypy takes one conftest."""
 
 from __future__ import annotations
 
