@@ -9,6 +9,7 @@ Imported on first use, because it imports httpx.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -38,6 +39,14 @@ __all__ = [
 
 KEEPALIVE_S: Final = 30.0
 """How long an idle connection is kept, in seconds; common servers close theirs after 60 to 75."""
+
+_NO_FORK: Final = threading.RLock()
+"""Held while certificates are read: a fork waits for that, or it would copy OpenSSL's own locks as held."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_NO_FORK.acquire, after_in_parent=_NO_FORK.release, after_in_child=_NO_FORK.release
+    )
 
 _UNSENT: Final = (
     httpcore.ConnectError,
@@ -166,14 +175,15 @@ def async_client(
         verify: Whom to trust; else the certificates that come with httpx, or those `SSL_CERT_FILE` names.
         proxy: Takes every request, instead of what the environment names.
     """
-    context = verify or httpx.create_ssl_context()
-    client = httpx.AsyncClient(
-        verify=context,
-        proxy=proxy,
-        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
-        cookies=_no_cookies(),
-        transport=transport,
-    )
+    with _NO_FORK:
+        context = verify or httpx.create_ssl_context()
+        client = httpx.AsyncClient(
+            verify=context,
+            proxy=proxy,
+            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+            cookies=_no_cookies(),
+            transport=transport,
+        )
     if transport is not None:
         return client
     permits = {lane: asyncio.Semaphore(limit) for lane, limit in lanes(max_connections).items()}
@@ -194,17 +204,18 @@ def sync_client(
     proxy: httpx.Proxy | str | None = None,
 ) -> httpx.Client:
     """Return an httpx client on its stock pools behind lanes; everything else as for `async_client`."""
-    context = verify or httpx.create_ssl_context()
     limit = sum(lanes(max_connections).values())
-    client = httpx.Client(
-        verify=context,
-        proxy=proxy,
-        limits=httpx.Limits(
-            max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=KEEPALIVE_S
-        ),
-        cookies=_no_cookies(),
-        transport=transport,
-    )
+    with _NO_FORK:
+        context = verify or httpx.create_ssl_context()
+        client = httpx.Client(
+            verify=context,
+            proxy=proxy,
+            limits=httpx.Limits(
+                max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=KEEPALIVE_S
+            ),
+            cookies=_no_cookies(),
+            transport=transport,
+        )
     if transport is not None:
         return client
     permits = {lane: threading.Semaphore(limit) for lane, limit in lanes(max_connections).items()}

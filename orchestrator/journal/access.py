@@ -19,6 +19,7 @@ from orchestrator.journal.entries import JournalCall, JournalEvent, JournalHisto
 from orchestrator.journal.housekeeping import FREE
 from orchestrator.journal.interface import Ended, StoredRun
 from orchestrator.journal.reading import load
+from orchestrator.journal.redaction import Redaction
 from orchestrator.journal.schema import events, runs, tool_calls
 from orchestrator.runs.effects import Finish
 from orchestrator.runs.result import RunResult
@@ -91,7 +92,7 @@ class Access:
                 raise self._unknown(key)
             if row.ended_at is not None:
                 return
-            changes = Changes(self._database, now, offset_s)
+            changes = Changes(self._database, now, offset_s, Redaction(None))
             changes.cancel(row.ordinal)
             if row.epoch == 0:
                 known = load(connection, [key], offset_s)[key].run

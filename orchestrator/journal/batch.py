@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from orchestrator.journal.database import Database
     from orchestrator.journal.interface import Answer
+    from orchestrator.journal.redaction import Redaction
     from orchestrator.runs.record import RunRecord
 
 __all__ = ["Batch", "Owned", "Waiting", "ahead", "reused"]
@@ -119,6 +120,7 @@ class Batch:
         database: The database.
         me: Who we are, in the rows.
         lease_s: For how long a run is ours.
+        redaction: What may be kept of tool calls.
         owned: The runs that are conducted here; not changed.
         echoing: The servers that are known to give metadata back; not changed.
 
@@ -134,6 +136,7 @@ class Batch:
     database: Database
     me: str
     lease_s: float
+    redaction: Redaction
     owned: Mapping[str, Owned]
     echoing: frozenset[str]
     news: list[News] = field(default_factory=list)
@@ -157,7 +160,7 @@ class Batch:
             offset_s: That minus this process's monotonic clock.
         """
         self._now, self._offset_s = now, offset_s
-        self._changes = Changes(self.database, now, offset_s)
+        self._changes = Changes(self.database, now, offset_s, self.redaction)
         self._insert(connection, [order for order in orders if isinstance(order, Open)])
         keys = sorted({order.key for order in orders})
         rows = {row.key: row for row in connection.execute(_LOCKED, {"keys": keys})}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.journal.database import Database
     from orchestrator.journal.interface import Address
+    from orchestrator.journal.redaction import Redaction
     from orchestrator.journal.timeline import Happening
     from orchestrator.protocol.objects import ToolCall
     from orchestrator.runs.effects import Finish
@@ -64,11 +65,13 @@ class Changes:
         database: Whose statements.
         now: The database's clock in this transaction.
         offset_s: That minus this process's monotonic clock.
+        redaction: What may be kept of tool calls.
     """
 
     database: Database
     now: float
     offset_s: float
+    redaction: Redaction
     _progress: list[dict[str, Any]] = field(default_factory=list)
     _ends: list[dict[str, Any]] = field(default_factory=list)
     _owners: list[dict[str, Any]] = field(default_factory=list)
@@ -108,9 +111,9 @@ class Changes:
             self.happen(place, happening)
         numbers = {call.id: number for number, call in enumerate(after.calls)}
         for call in calls_begun(before, after):
-            self._begun.append(_begun(place, after, call, numbers[call.id]))
+            self._begun.append(self._begun_row(place, after, call, numbers[call.id]))
         for result in calls_ended(before, after):
-            self._ended.append(_ended(place, result, numbers.get(result.call_id, 0)))
+            self._ended.append(self._ended_row(place, result, numbers.get(result.call_id, 0)))
         submitted = submission(before, after)
         if submitted is not None:
             round_number, state = submitted
@@ -119,13 +122,18 @@ class Changes:
 
     def keep(self, place: Place, record: RunRecord, finish: Finish | None) -> None:
         """This is the run's record; with an outcome it is the last."""
+        record = self.redaction.record(record)
         columns = _columns(record, self.offset_s) | {"updated_at": self.now}
         if finish is None:
             self._progress.append(_new(place, columns | {"seq": place.seq}))
             return
         self.happen(place, ending(finish))
         error = None if finish.error is None else _plain(str(finish.error))
-        ended = {"ended_at": self.now, "outcome": encoded_finish(finish), "error": error}
+        ended = {
+            "ended_at": self.now,
+            "outcome": encoded_finish(self.redaction.finish(finish)),
+            "error": error,
+        }
         free = {"owner": None, "lease_until": None}
         self._ends.append(_new(place, columns | ended | free | {"seq": place.seq}))
 
@@ -155,6 +163,41 @@ class Changes:
             connection.execute(upsert(events), self._events)
         if self._servers:
             connection.execute(upsert(servers), self._servers)
+
+    def _begun_row(self, place: Place, record: RunRecord, call: ToolCall, number: int) -> dict[str, Any]:
+        return {
+            "run": place.ordinal,
+            "round": record.round,
+            "call_id": call.id,
+            "ordinal": number,
+            "name": _plain(call.function.name),
+            "arguments": encoded_text(self.redaction.arguments(call.function.name, call.function.arguments)),
+            "state": "started",
+            "attempts": 0,
+            "duration_s": 0.0,
+            "run_id": record.run_id,
+            "epoch": place.epoch,
+        }
+
+    def _ended_row(self, place: Place, result: ToolCallResult, number: int) -> dict[str, Any]:
+        error = (
+            None if result.error is None else encoded_text(self.redaction.output(result.name, result.error))
+        )
+        return {
+            "run": place.ordinal,
+            "round": result.round,
+            "call_id": result.call_id,
+            "ordinal": number,
+            "name": _plain(result.name),
+            "arguments": encoded_text(self.redaction.arguments(result.name, result.arguments)),
+            "state": "finished",
+            "output": encoded_text(self.redaction.output(result.name, result.output)),
+            "error": error,
+            "attempts": result.attempts,
+            "duration_s": result.duration_s,
+            "run_id": result.run_id,
+            "epoch": place.epoch,
+        }
 
 
 def first_row(
@@ -197,40 +240,6 @@ def _columns(record: RunRecord, offset_s: float) -> dict[str, Any]:
 
 def _new(place: Place, columns: dict[str, Any]) -> dict[str, Any]:
     return {"row": place.ordinal} | {f"new_{name}": value for name, value in columns.items()}
-
-
-def _begun(place: Place, record: RunRecord, call: ToolCall, number: int) -> dict[str, Any]:
-    return {
-        "run": place.ordinal,
-        "round": record.round,
-        "call_id": call.id,
-        "ordinal": number,
-        "name": _plain(call.function.name),
-        "arguments": encoded_text(call.function.arguments),
-        "state": "started",
-        "attempts": 0,
-        "duration_s": 0.0,
-        "run_id": record.run_id,
-        "epoch": place.epoch,
-    }
-
-
-def _ended(place: Place, result: ToolCallResult, number: int) -> dict[str, Any]:
-    return {
-        "run": place.ordinal,
-        "round": result.round,
-        "call_id": result.call_id,
-        "ordinal": number,
-        "name": _plain(result.name),
-        "arguments": encoded_text(result.arguments),
-        "state": "finished",
-        "output": encoded_text(result.output),
-        "error": None if result.error is None else encoded_text(result.error),
-        "attempts": result.attempts,
-        "duration_s": result.duration_s,
-        "run_id": result.run_id,
-        "epoch": place.epoch,
-    }
 
 
 def _plain(text: str | None) -> str | None:

@@ -30,6 +30,7 @@ from orchestrator.journal.orders import (
     OpenedNews,
     Write,
 )
+from orchestrator.journal.redaction import Redact, Redaction
 from orchestrator.journal.writer import Writer
 from orchestrator.telemetry import get_logger
 
@@ -60,6 +61,9 @@ class SQLJournal:
         poll_s: How often it is looked at what other processes did, in seconds.
         backoff_s: The pause before the first new try of a database that failed, in seconds.
         patience_s: For how long a run that is to begin waits for a database that fails; by default `lease_s`.
+        redact: Called with `"arguments"` or `"output"`, the tool's name and the text, on a thread of the
+            journal's; what it returns is kept in place of the text. A batch whose texts are not kept cannot
+            be gone on with by another process: the model is told that the results of its calls are unknown.
 
     Raises:
         ValueError: The URL is none that is known, or a time is not positive.
@@ -76,6 +80,7 @@ class SQLJournal:
         poll_s: float = 0.5,
         backoff_s: float = 0.05,
         patience_s: float | None = None,
+        redact: Redact | None = None,
     ) -> None:
         for name, value in (("lease_s", lease_s), ("poll_s", poll_s), ("backoff_s", backoff_s)):
             if not value > 0:
@@ -86,6 +91,7 @@ class SQLJournal:
         self._poll_s = poll_s
         self._backoff_s = backoff_s
         self._patience_s = lease_s if patience_s is None else patience_s
+        self._redaction = Redaction(redact)
         self._lock = threading.Lock()
         self._writer: Writer | None = None
         self._pid = 0
@@ -125,6 +131,7 @@ class SQLJournal:
                 poll_s=self._poll_s,
                 backoff_s=self._backoff_s,
                 patience_s=self._patience_s,
+                redaction=self._redaction,
                 tell=partial(self._hear, loop),
             )
 

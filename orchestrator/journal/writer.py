@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from orchestrator.journal.database import Database
+    from orchestrator.journal.redaction import Redaction
 
 __all__ = ["Writer"]
 
@@ -56,6 +57,7 @@ class Writer:
         poll_s: How often it is looked at what other processes did, in seconds.
         backoff_s: The pause before a batch that failed is tried again; it doubles up to `poll_s`.
         patience_s: For how long a failing database keeps a run waiting that is to be opened.
+        redaction: What may be kept of tool calls.
         tell: Told the news, in order, a list at a time; called on the thread.
 
     Attributes:
@@ -72,6 +74,7 @@ class Writer:
         poll_s: float,
         backoff_s: float,
         patience_s: float,
+        redaction: Redaction,
         tell: Callable[[list[News]], None],
     ) -> None:
         self.me = f"{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -81,6 +84,7 @@ class Writer:
         self._poll_s = poll_s
         self._backoff_s = backoff_s
         self._patience_s = patience_s
+        self._redaction = redaction
         self._tell = tell
         self._condition = threading.Condition()
         self._asked: deque[Order] = deque()
@@ -157,7 +161,7 @@ class Writer:
     def _succeed(self) -> None:
         if self._failing_since is not None:
             log.info("journal.works_again", failed_for_s=round(time.monotonic() - self._failing_since, 3))
-        self._worked = True
+        self._worked = self._worked or self._connection is not None
         self._careful = False
         self._failing_since, self._pause_s = None, self._backoff_s
 
@@ -196,6 +200,7 @@ class Writer:
             database=self._database,
             me=self.me,
             lease_s=self._lease_s,
+            redaction=self._redaction,
             owned=self._owned,
             echoing=self._echoing,
         )

@@ -364,8 +364,7 @@ class Following(Closing):
 
         Whole calls are compared, since a next round may use the same ids again.
         """
-        asked = {call.id: call for call in seen.run.required_calls}
-        if asked != {call.id: call for call in self.record.calls}:
+        if not self.record.is_asked_by(seen.run):
             self._accept(watched=None)
             self._follow(seen)
         elif self._rejection is not None:

@@ -6,6 +6,9 @@ before the effect that the step is about. A successor that is given the last rec
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, takewhile
@@ -17,7 +20,7 @@ from orchestrator.protocol.objects import Run, ToolCall, Usage
 from orchestrator.runs.request import RunRequest
 from orchestrator.runs.result import ToolCallResult
 
-__all__ = ["Ending", "Phase", "RunRecord"]
+__all__ = ["Ending", "Phase", "RunRecord", "digest_of"]
 
 
 class Phase(StrEnum):
@@ -135,6 +138,12 @@ class RunRecord:
         """Whether any create request of this record made that run."""
         return (run.metadata or {}).get(NONCE_KEY, "").partition(".")[0] == self.nonce
 
+    def is_asked_by(self, run: Run) -> bool:
+        """Whether a run asks for exactly the calls of the current batch."""
+        if self.digest is not None:
+            return digest_of(run.required_calls) == self.digest
+        return {call.id: call for call in run.required_calls} == {call.id: call for call in self.calls}
+
     @property
     def run_ids(self) -> tuple[str, ...]:
         """The ids of all the runs so far, oldest first."""
@@ -150,3 +159,9 @@ class RunRecord:
     def results_of(self, round_number: int) -> dict[str, ToolCallResult]:
         """The outcomes of one batch, by call id."""
         return {result.call_id: result for result in self.results if result.round == round_number}
+
+
+def digest_of(calls: Iterable[ToolCall]) -> str:
+    """What stands for the calls of a batch, in whatever order, where they themselves may not be kept."""
+    words = sorted([call.id, call.function.name, call.function.arguments] for call in calls)
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()

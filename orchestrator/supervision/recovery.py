@@ -1,7 +1,8 @@
 """What becomes of the tool calls that were under way when the process died that conducted their run.
 
 Owns the policy, as a pure function over the record. A call whose outcome was recorded is not touched, nor is
-one that still waited for approval: it had not begun. Of the others nobody knows whether they took effect:
+one that still waited for approval: it had not begun. Of the others nobody knows whether they took effect, and
+of all of them where the journal was not to keep their texts:
 
 1. A tool that is `idempotent` is called again; not once more, though, when that has killed several processes.
 2. One with `on_unknown="ask"` is called again if somebody approves.
@@ -44,10 +45,11 @@ def unknown_settled(record: RunRecord, registry: ToolRegistry) -> RunRecord:
     Returns:
         What to go on from: outcomes for the calls that are not made again, and who is to be asked of others.
     """
-    if record.phase is not Phase.ACTING:
+    # The outputs of a batch that is redacted are not those that the model is to be given.
+    if record.phase is not Phase.ACTING and not (record.phase is Phase.SUBMITTING and record.redacted):
         return record
     interruptions = record.interruptions + 1
-    outcomes = record.results_of(record.round)
+    outcomes = {} if record.redacted else record.results_of(record.round)
     doubtful = set()
     for call in record.calls:
         if call.id in outcomes or (call.id in record.awaiting and not record.redacted):

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 if TYPE_CHECKING:
@@ -339,8 +340,15 @@ class FaultyServer:
 
 def refused_url() -> str:
     """Return a base URL on loopback where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    return f"http://127.0.0.1:{_unheard().getsockname()[1]}/v1"
+
+
+@cache
+def _unheard() -> socket.socket:
+    """A port that is taken, so that nobody else begins to listen there meanwhile."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    return taken
 
 
 @contextmanager

@@ -210,11 +210,13 @@ def test_what_is_not_heard_of_is_lost_and_writes_nothing_more(url: str, first: D
 
 
 def test_a_lease_is_renewed_for_as_long_as_its_process_lives(url: str, second: Desk) -> None:
-    with desk(url, lease_s=0.3) as other:
+    with desk(url, lease_s=2.0) as other:
         other.conduct(record())
         until = execute(url, "SELECT lease_until FROM journal_runs")[0][0]
         end = time.monotonic() + PATIENCE_S
-        while execute(url, "SELECT lease_until FROM journal_runs")[0][0] < until + 0.5:
+        while (
+            execute(url, "SELECT lease_until FROM journal_runs")[0][0] < until + 0.5
+        ):  # three quarters of a renewal
             assert other.journal.may_act("one")
             assert time.monotonic() < end
         assert isinstance(second.claim("one"), Held)

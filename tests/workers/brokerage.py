@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-import brokers
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from brokers import RabbitMQ, Redis
+
+# What they need is imported on first use: every test process knows these fixtures.
+
 
 @pytest.fixture(scope="session")
-def redis() -> Iterator[brokers.Redis]:
+def redis() -> Iterator[Redis]:
+    import brokers
+
     if shutil.which("redis-server") is None:
         pytest.skip("Redis is not installed here (Debian: apt-get install redis-server)")
     with brokers.redis() as server:
@@ -21,7 +26,9 @@ def redis() -> Iterator[brokers.Redis]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[brokers.RabbitMQ]:
+def rabbitmq() -> Iterator[RabbitMQ]:
+    import brokers
+
     programs = brokers.rabbitmq_programs()
     if programs is None:
         pytest.skip("RabbitMQ is not installed here (Debian: apt-get install rabbitmq-server)")

@@ -1,4 +1,4 @@
-"""A database of either kind, as a journal's URL."""
+"""A database of either kind as a journal's, and two processes' worth of journals on it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from desk import Desk, desk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from desk import Desk
 
     from orchestrator.server.database import Database
 
@@ -22,15 +21,11 @@ def url(database: Database) -> str:
 
 @pytest.fixture
 def first(url: str) -> Iterator[Desk]:
-    from desk import desk
-
     with desk(url) as at_work:
         yield at_work
 
 
 @pytest.fixture
 def second(url: str, first: Desk) -> Iterator[Desk]:
-    from desk import desk
-
     with desk(url) as at_work:
         yield at_work
