@@ -203,7 +203,7 @@ def test_a_signature_has_its_run_s_key_for_its_id(staffed: Workforce) -> None:
 def test_a_run_whose_message_was_not_sent_is_cancelled_unless_it_can_be_sent_again(
     stage: Stage, tmp_path: Path
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "broker": "amqp://127.0.0.1:1//",
         "backend": f"file://{tmp_path}",
         "server": stage.server.base_url,
