@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery import exceptions
 from workforce import wait_until
 
 if TYPE_CHECKING:
     from brokers import Broker
+    from celery.result import AsyncResult
     from workforce import Worker, Workforce
 
     from orchestrator.journal.entries import JournalRun
@@ -29,7 +31,7 @@ RULES: list[dict[str, Any]] = [
     {"match": "^dawdle", "steps": [{"think_s": 60}, {"say": "at last"}]},
 ]
 
-SETTLED_S = 120.0
+SETTLED_S = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def weather(at_work: Workforce, workers: list[Worker], *, runs: int, restart: Br
         restart.restart()
     assert workers[1].wait() == 0
     terminated_s = time.monotonic() - told_at
-    results = [one.get(timeout=SETTLED_S) for one in sent]
+    results = [_outcome(at_work, one, began + SETTLED_S) for one in sent]
     took_s = time.monotonic() - began
 
     assert [result["text"] for result in results] == [f"got {number}" for number in range(runs)]
@@ -108,6 +110,15 @@ def weather(at_work: Workforce, workers: list[Worker], *, runs: int, restart: Br
         taken_over=sum(run.epoch > 1 for run in ended),
         executed=len(executed),
     )
+
+
+def _outcome(at_work: Workforce, task: AsyncResult, until: float) -> dict[str, Any]:
+    """What a task resolves to; else how it stands for everybody who has to do with it."""
+    try:
+        result: dict[str, Any] = task.get(timeout=max(1.0, until - time.monotonic()))
+    except exceptions.TimeoutError:
+        raise AssertionError((task.id, task.state, task.info, at_work.journal.show(task.id))) from None
+    return result
 
 
 def _wait_until_ended(at_work: Workforce, ended: int, runs: int) -> None:

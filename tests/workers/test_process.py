@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +18,8 @@ from orchestrator.workers.process import PerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from server.postgresql import PostgreSQL
     from stage import Stage
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -42,8 +43,9 @@ def in_a_fork(says: Callable[[], str]) -> str:
     return said
 
 
-def per_process(stage: Stage, journal: Path, **options: Any) -> PerProcess:
-    return PerProcess(lambda: stage.orchestrator(journal=f"sqlite:///{journal}", **options))
+def per_process(stage: Stage, journal: Path | str) -> PerProcess:
+    url = f"sqlite:///{journal}" if isinstance(journal, Path) else journal
+    return PerProcess(lambda: stage.orchestrator(journal=url, check_tools="off"))
 
 
 def test_threads_of_a_process_share_one(stage: Stage, tmp_path: Path) -> None:
@@ -62,8 +64,9 @@ def test_threads_of_a_process_share_one(stage: Stage, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
-def test_a_fork_has_its_own_and_leaves_its_parent_s_alone(stage: Stage, tmp_path: Path) -> None:
-    processes = per_process(stage, tmp_path / "runs.db")
+def test_a_fork_has_its_own_and_leaves_its_parent_s_alone(stage: Stage, postgresql: PostgreSQL) -> None:
+    # SQLite itself does not survive a fork of a process that has it open.
+    processes = per_process(stage, postgresql.schema())
     parents = processes.orchestrator
     running = parents.start(stage.assistant, key="parent", messages="dawdle")
     running.recorded.result(PATIENCE_S)
@@ -115,7 +118,11 @@ def test_a_process_that_ends_before_it_has_begun_makes_none(stage: Stage, tmp_pa
 
 def test_a_factory_that_fails_is_asked_again(stage: Stage) -> None:
     made: list[Callable[[], Any]] = [lambda: int("one"), lambda: 1, stage.orchestrator]
-    processes = PerProcess(lambda: made.pop(0)())
+
+    def factory() -> Any:
+        return made.pop(0)()
+
+    processes = PerProcess(factory)
 
     with pytest.raises(ValueError, match="invalid literal"):
         _ = processes.orchestrator
