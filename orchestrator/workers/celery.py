@@ -16,7 +16,7 @@ from celery.local import Proxy
 from celery.signals import task_revoked, worker_init
 from msgspec import to_builtins
 
-from orchestrator.errors import JournalError, OrchestratorError, UnknownRun
+from orchestrator.errors import JournalError, OrchestratorClosed, OrchestratorError, UnknownRun
 from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.request import require_patience
 from orchestrator.telemetry import get_logger
@@ -83,7 +83,8 @@ class RunAssistant(Task):  # type: ignore[misc]  # Celery has no types
     # The message goes back, should the worker or its process die: whoever gets it finds the run as it stands.
     acks_late = True
     reject_on_worker_lost = True
-    max_retries = None
+    # Celery logs the beginning of a result, where a status has room, and what the model said has not.
+    resultrepr_maxsize = 40
     processes: PerProcess
     attendance: Attendance
 
@@ -220,9 +221,10 @@ class RunAssistant(Task):  # type: ignore[misc]  # Celery has no types
             finish = journal_of(self.processes.orchestrator).outcome(key)
         if finish is not None:
             return finish
-        log.warning("celery.run_given_back", run_key=key, error=type(error).__name__, reason=str(error))
+        tell = log.info if isinstance(error, OrchestratorClosed) else log.warning
+        tell("celery.run_given_back", run_key=key, error=type(error).__name__, reason=str(error))
         self.attendance.pause(_PAUSE_S)
-        raise Reject(f"run {key!r} is left to another worker: {type(error).__name__}", requeue=True)
+        raise Reject(f"run {key!r} is left to another worker: {type(error).__name__}", requeue=True) from None
 
 
 def install(app: Celery, factory: Callable[[], Orchestrator], *, drain_s: float = 10.0) -> RunAssistant:
@@ -325,7 +327,6 @@ def summary(result: RunResult) -> dict[str, Any]:
     """Return what a result says, as JSON can say it; without what tools were given and what they answered."""
     return {
         "status": result.status,
-        "text": result.text,
         "thread_id": result.thread_id,
         "run_id": result.run_id,
         "usage": to_builtins(result.usage),
@@ -340,6 +341,7 @@ def summary(result: RunResult) -> dict[str, Any]:
             }
             for call in result.tool_calls
         ],
+        "text": result.text,
     }
 
 

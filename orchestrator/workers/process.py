@@ -67,12 +67,13 @@ class PerProcess:
         """
         require_patience("timeout_s", timeout_s)
         own = self._here()
-        with own.lock:
-            own.closed = True
-            made = own.made
-        if made is not None:
-            made.drain(timeout_s)
-            made.close(on_active="detach")
+        with own.closing:
+            with own.lock:
+                left, own.closed = own.closed, True
+                made = own.made
+            if made is not None and not left:
+                made.drain(timeout_s)
+                made.close(on_active="detach")
 
     def _here(self) -> _Own:
         """What is this process's: a fork may have copied the locks of its parent as held."""
@@ -82,9 +83,10 @@ class PerProcess:
 class _Own:
     """One process's orchestrator, once it is made."""
 
-    __slots__ = ("closed", "lock", "made")
+    __slots__ = ("closed", "closing", "lock", "made")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.closing = threading.Lock()  # held for as long as it takes, so that whoever comes second waits
         self.made: Orchestrator | None = None
         self.closed = False
