@@ -7,9 +7,9 @@ import contextvars
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
-import re
 import threading
 import time
 from queue import SimpleQueue
