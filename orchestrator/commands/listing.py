@@ -145,7 +145,7 @@ def _cells(*texts: str) -> list[Text]:
 
 def _print_line(console: Console, *cells: str) -> None:
     # Not by the console's own print, which makes spaces of tabs.
-    print("\t".join(safe(cell) for cell in cells), file=console.file)  # noqa: T201 - the command's output
+    print("\t".join(safe(cell) for cell in cells), file=console.file)
 
 
 def _moment(at: datetime) -> str:

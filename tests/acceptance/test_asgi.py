@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-RULES = [
+RULES: list[dict[str, Any]] = [
     {"match": "^quick", "steps": [{"say": "done"}]},
     {"match": "^slow", "steps": [{"think_s": 2}, {"say": "late"}]},
     {"match": "^long", "steps": [{"think_s": 60}, {"say": "never"}]},
