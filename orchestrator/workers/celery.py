@@ -8,6 +8,7 @@ late, twice or never again, and the outcome is the same. Knows no broker.
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from celery import Task, current_app
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.supervision.asking import RunOptions
     from orchestrator.supervision.handle import RunHandle
 
-__all__ = ["RunAssistant", "RunTaskError", "cancel", "install", "run_assistant"]
+__all__ = ["RunAssistant", "RunTaskError", "cancel", "install", "run_assistant", "wake_up_waiting"]
 
 log = get_logger(__name__)
 
@@ -45,6 +46,9 @@ NAME: Final = "orchestrator.run_assistant"
 
 _LOOK_S: Final = 0.5
 """How often a task looks whether its run has moved."""
+
+_ALL: Final = 1_000_000
+"""More runs than wait anywhere."""
 
 _PAUSE_S: Final = 5.0
 """How long a message is kept that this worker can do nothing about, before another one gets it."""
@@ -295,6 +299,33 @@ def cancel(run: AsyncResult | str) -> None:
     """
     key = run if isinstance(run, str) else run.id
     journal_of(_installed().processes.orchestrator).cancel(key)
+
+
+def wake_up_waiting(older_than_s: float) -> list[str]:
+    """Send another message for each run that nobody has begun in this time; for a periodic task.
+
+    A broker may lose a message, or give it back late: what a worker that died had fetched and not begun comes
+    back from Redis after its visibility timeout and up to two minutes more. Blocks; may be repeated, for a
+    second message does a run no harm. It knows no countdown, and no queue but the task's own.
+
+    Args:
+        older_than_s: For longer than a run may wait in the queue, in seconds.
+
+    Returns:
+        The keys, oldest run first.
+
+    Raises:
+        JournalError: The journal cannot be read.
+        kombu.exceptions.OperationalError: The broker cannot be reached.
+        RuntimeError: The current Celery application has no `run_assistant`.
+    """
+    task = _installed()
+    before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+    runs = journal_of(task.processes.orchestrator).runs(limit=_ALL)
+    keys = [run.key for run in reversed(runs) if run.state == "waiting" and run.created_at < before]
+    for key in keys:
+        task.wake_up(key)
+    return keys
 
 
 def cancel_revoked(journal: SQLJournal, key: str, *, terminated: bool) -> None:

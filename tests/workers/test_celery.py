@@ -17,7 +17,7 @@ from workforce import wait_until, workforce
 from orchestrator import Orchestrator
 from orchestrator.errors import JournalError, KeyReused, UnknownRun
 from orchestrator.journal import SQLJournal
-from orchestrator.workers.celery import RunTaskError, cancel, install, run_assistant
+from orchestrator.workers.celery import RunTaskError, cancel, install, run_assistant, wake_up_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,6 +182,15 @@ def test_a_task_waits_for_its_countdown(staffed: Workforce) -> None:
     assert staffed.journal.show("later").run.state == "waiting"
     assert result.get(timeout=RESULT_S)["status"] == "completed"
     assert time.monotonic() - began >= 2
+
+
+def test_a_message_that_was_lost_is_sent_again(staffed: Workforce) -> None:
+    key = run_assistant.processes.orchestrator.enqueue(staffed.stage.assistant, messages="fetch it")
+
+    assert wake_up_waiting(60.0) == []
+    assert wake_up_waiting(0.0) == [key]
+
+    assert staffed.app.AsyncResult(key).get(timeout=RESULT_S)["status"] == "completed"
 
 
 def test_a_key_stands_for_one_request(staffed: Workforce) -> None:

@@ -35,7 +35,7 @@ def storm(
     if database == "postgresql":
         postgresql: PostgreSQL = request.getfixturevalue("postgresql")
         journal = postgresql.schema()
-    # What a dead worker held comes back from Redis no sooner than this, and what is at work comes back, too.
+    # So short that what is at work comes back, too.
     conf = {"broker_transport_options": {"visibility_timeout": 5}} if broker == "redis" else {}
     queue = f"{pool}-{database}"
     with (
@@ -45,7 +45,9 @@ def storm(
         ) as at_work,
     ):
         workers = [at_work.hire(pool, concurrency=CONCURRENCY[pool]) for _ in range(3)]
-        aftermath = weather(at_work, workers, runs=runs, restart=server if restart else None)
+        aftermath = weather(
+            at_work, workers, runs=runs, restart=server if restart else None, patience_s=2.0 * runs
+        )
     print(f"\n{broker}, {pool}, {database}, {runs} runs, restart={restart}: {aftermath}")  # noqa: T201
     assert aftermath.recovered_s <= LEASE_S + 5.0
 

@@ -83,6 +83,7 @@ class Workforce:
     ) -> None:
         results = directory / "results"
         results.mkdir()
+        self.broker = broker.name
         self.calls = directory / "calls"
         self.stage = stage
         self.workers: list[Worker] = []
