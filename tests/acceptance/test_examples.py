@@ -34,7 +34,7 @@ OUTPUTS = {
         r"  the process ends with SIGKILL\n"
         r"resume:\n"
         r"  find_flight\(Rome\) is called\n"
-        r'get_weather: \{"city":"Rome","month":"July","mean_c":25\.3\}\n'
+        r'get_weather: \{"city": "Rome", "month": "July", "mean_c": 25\.3\}\n'
         r"find_flight: 09:40\n"
         r"book_hotel: unknown: the process died that made the call, and whether it took effect is not known\n"
         r"The trip to Rome is planned; please check the hotel\.\n"
