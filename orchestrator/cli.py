@@ -5,13 +5,22 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from orchestrator.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from orchestrator.journal import SQLJournal
 
 __all__ = ["app"]
 
@@ -31,10 +40,24 @@ DB_VARIABLE = "ORCHESTRATOR_DB"
 MODEL_KEY_VARIABLE = "ORCHESTRATOR_MODEL_KEY"
 """The environment variable that `serve` takes its model's key from, so that it stays out of `ps`."""
 
+JOURNAL_VARIABLE = "ORCHESTRATOR_JOURNAL"
+"""The environment variable that says which journal the commands on one work on."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 ApiKeyFile = Annotated[
     Path | None, typer.Option(help="Read the API key from this file, so that it stays out of `ps`.")
 ]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_AGE = re.compile(rf"(\d{{1,6}})([{''.join(_SECONDS)}])")
+
+JournalURL = Annotated[
+    str,
+    typer.Option(
+        envvar=JOURNAL_VARIABLE, help="The journal: sqlite:///runs.db, or postgresql+psycopg://… (its URL)."
+    ),
+]
+Key = Annotated[str, typer.Argument(help="The run's key.", show_default=False)]
 
 
 @app.command()
@@ -145,6 +168,124 @@ def serve(
         log_level=log_level,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def runs(
+    journal: JournalURL,
+    all_: Annotated[bool, typer.Option("--all", help="Those that are over, too.")] = False,  # noqa: FBT002
+    limit: Annotated[int, typer.Option(min=1, help="The most that are listed.")] = 100,
+) -> None:
+    """List the runs in a journal that are not over: how each stands, and which process conducts it."""
+    from orchestrator.commands.listing import print_runs
+
+    with _opened(journal) as opened:
+        print_runs(_console(), opened.runs(ended=all_, limit=limit), limit=limit)
+
+
+@app.command()
+def show(
+    key: Key,
+    journal: JournalURL,
+    data: Annotated[bool, typer.Option("--data", help="The calls' arguments and outputs, too.")] = False,  # noqa: FBT002
+) -> None:
+    """Show a run in a journal: its ids, its time line, and its tool calls."""
+    from orchestrator.commands.listing import print_history
+
+    with _opened(journal) as opened:
+        print_history(_console(), opened.show(key), data=data)
+
+
+@app.command()
+def cancel(key: Key, journal: JournalURL) -> None:
+    """Ask for the end of a run in a journal, whichever process conducts it, or will."""
+    from orchestrator.commands.listing import safe, standing
+
+    with _opened(journal) as opened:
+        opened.cancel(key)
+        run = opened.show(key).run
+    outlook = {
+        "ended": f"is over: {standing(run)}",
+        "waiting": "is cancelled as soon as somebody takes it up",
+        "open": f"is asked to end, by {run.owner}"
+        if run.held
+        else "is cancelled as soon as somebody resumes it",
+    }
+    _say(f"{safe(key)} {outlook[run.state]}")
+
+
+@app.command()
+def resume(
+    journal: JournalURL,
+    app_path: Annotated[
+        str, typer.Option("--app", help="module:name of an Orchestrator, or of a function that makes one.")
+    ],
+    forever: Annotated[  # noqa: FBT002 - an option
+        bool, typer.Option("--forever", help="Go on with what other processes leave, until a signal.")
+    ] = False,
+    drain_s: Annotated[
+        float, typer.Option(min=0, help="Seconds that open runs have to end after a signal.")
+    ] = 10.0,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "warning",
+) -> None:
+    """Take up the runs whose processes have died or let go of them, and wait for their ends."""
+    from orchestrator.commands.resuming import BadApplicationError, found, take_up
+    from orchestrator.telemetry import configure_logging
+
+    configure_logging(level=log_level)
+    try:
+        orchestrator = found(app_path)
+    except BadApplicationError as error:
+        _refuse(str(error))
+    with _opened(journal) as opened:
+        if orchestrator.journal != opened:
+            orchestrator.close()
+            _refuse(f"the orchestrator at {app_path} has another journal than --journal says")
+        code = take_up(orchestrator, forever=forever, drain_s=drain_s, tell=_say)
+    raise typer.Exit(code)
+
+
+@app.command()
+def prune(
+    journal: JournalURL,
+    older_than: Annotated[str, typer.Option(help="An age, such as 12h, 30d or 4w.", show_default=False)],
+) -> None:
+    """Delete the runs from a journal that ended longer ago than this, with all that is kept of them."""
+    age = _AGE.fullmatch(older_than.strip())
+    if age is None:
+        _refuse(f"--older-than must be an age such as 90s, 45m, 12h, 30d or 4w, not {older_than!r}")
+    with _opened(journal) as opened:
+        deleted = opened.prune(int(age[1]) * _SECONDS[age[2]])
+    _say(f"{deleted} {'run is' if deleted == 1 else 'runs are'} deleted")
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[SQLJournal]:
+    """A journal that exists; what it cannot do is a line on stderr."""
+    from orchestrator.journal import sql_journal
+
+    try:
+        journal = sql_journal(url)
+    except ValueError as error:
+        _refuse(str(error))
+    try:
+        yield journal
+    except OrchestratorError as error:
+        _refuse(" ".join(str(error).split()), code=1)
+    finally:
+        journal.close(timeout_s=5.0)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a key's letters must not end the command
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - the command's own output
 
 
 def _key_in(file: Path) -> str:

@@ -34,7 +34,9 @@ OrchestratorError
 ├── OrchestratorClosed              the orchestrator is closed, or this process is a fork
 ├── ToolError                       a tool speaks to the model
 ├── Retry                           a tool asks to be run again
-└── JournalError                    the journal could not be read or written
+└── JournalError                    the journal could not be read or written, or the run is not ours
+    ├── KeyReused                   the key of another request is given to this one
+    └── UnknownRun                  the journal does not know the key
 ```
 """
 
@@ -60,6 +62,7 @@ __all__ = [
     "DeadlineExceeded",
     "InternalServerError",
     "JournalError",
+    "KeyReused",
     "NotFoundError",
     "OrchestratorClosed",
     "OrchestratorError",
@@ -75,6 +78,7 @@ __all__ = [
     "ThreadBusy",
     "ToolError",
     "ToolFailed",
+    "UnknownRun",
     "UnprocessableEntityError",
     "status_error",
 ]
@@ -362,4 +366,28 @@ class Retry(OrchestratorError):
 
 
 class JournalError(OrchestratorError):
-    """The journal could not be read or written."""
+    """The journal could not be read or written, or says that a run is not this process's to conduct."""
+
+
+class KeyReused(JournalError, ValueError):
+    """A run was started with the key of a run that asked for something else.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class UnknownRun(JournalError):
+    """The journal has no run of this key.
+
+    Attributes:
+        key: The key.
+    """
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from msgspec import UNSET, UnsetType
 
 from orchestrator.client import AsyncThreadsClient, endpoints
+from orchestrator.journal import Address, sql_journal
 from orchestrator.runs.machine import Timing
 from orchestrator.runs.request import (
     Messages,
@@ -28,16 +29,22 @@ from orchestrator.runs.request import (
     require_choice,
     require_kind,
 )
+from orchestrator.runtime import refuse_blocking_on_running_loop
 from orchestrator.supervision import RestartPolicy, ServerLimits
+from orchestrator.supervision.asking import DEFAULTED, SAID, SENT, RunOptions
+from orchestrator.supervision.commission import address_of
 from orchestrator.supervision.handle import RunHandle
 from orchestrator.supervision.roster import OnActive, Roster, StreamTo
-from orchestrator.supervision.scope import RunScope, stated
+from orchestrator.supervision.scope import Credentials, RunScope, new_record, stated
 from orchestrator.supervision.tool_checks import CheckTools
 from orchestrator.tools import RunTools, ToolExecutor, ToolRegistry
+from orchestrator.tools.signature import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Unpack
 
+    from orchestrator.journal import Journal
     from orchestrator.tools.approval import ApprovalHook
     from orchestrator.tools.middleware import Middleware
 
@@ -86,9 +93,16 @@ class Orchestrator(RunScope):
         timing: Backoffs, timeouts and intervals of the runs.
         limits: How fast each server is asked, on each key, by all runs together, and when it is left alone.
         log_tool_data: Whether the logs show what tools are called with and what they answer.
+        journal: What the runs survive this process in: `"sqlite:///runs.db"`, the URL of a PostgreSQL
+            database (`postgresql+psycopg://…`), or a `SQLJournal`, which is closed with the orchestrator. By
+            default they do not. It is opened with the first run.
+        credentials: Gives the API key for a run that is taken up from the journal, which holds none: a plain
+            function of an `Address` (server, organization, project). `None` stands for the orchestrator's own
+            key, where the server is its own.
 
     Raises:
-        ValueError: No server is named, or a bound makes no sense.
+        ValueError: No server is named, a bound makes no sense, or the journal's URL is none.
+        JournalError: The packages for the journal are not installed.
         TypeError: Both `client` and an argument it replaces are given, `client` is of another type, or a tool
             cannot be described.
     """
@@ -117,6 +131,8 @@ class Orchestrator(RunScope):
         timing: Timing | None = None,
         limits: ServerLimits | None = None,
         log_tool_data: bool = False,
+        journal: str | Journal | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         if client is not None and any(
             value is not None for value in (base_url, api_key, organization, project)
@@ -152,6 +168,8 @@ class Orchestrator(RunScope):
         for function in (*middleware, *([] if approve is None else [approve])):
             if not callable(function):
                 raise TypeError(f"middleware and approve are functions, got {function!r}")
+        if credentials is not None and (not callable(credentials) or is_async(credentials)):
+            raise TypeError(f"credentials must be a plain function of an Address, got {credentials!r}")
         # Imported here and not on the actors' loop, whose mailboxes it would hold up for a sixth of a second.
         importlib.import_module("orchestrator.client.transport")
         client = client or AsyncThreadsClient(
@@ -165,6 +183,8 @@ class Orchestrator(RunScope):
         super().__init__(
             Roster(
                 client=client,
+                journal=sql_journal(journal) if isinstance(journal, str) else journal,
+                take_up=self._found,
                 max_concurrent_runs=max_concurrent_runs,
                 max_pending=max_pending,
                 restart=restart,
@@ -176,6 +196,7 @@ class Orchestrator(RunScope):
             client=client,
             registry=tools if isinstance(tools, ToolRegistry) else ToolRegistry(tools),
             defaults=defaults,
+            credentials=credentials,
         )
 
     def start(
@@ -219,7 +240,10 @@ class Orchestrator(RunScope):
         project: str | None = None,
         base_url: str | None = None,
     ) -> RunHandle:
-        """Start a run and return at once; nothing here waits for a server. Each call is another run.
+        """Start a run and return at once; nothing here waits for a server.
+
+        Each call is another run, except that with a journal a key stands for one run: whichever process
+        starts it again gets the same run, whether it conducts it, another process does, or it is over.
 
         Args:
             assistant_id: The assistant.
@@ -262,7 +286,8 @@ class Orchestrator(RunScope):
             interrupt_foreign: Overrides the orchestrator's `interrupt_foreign`.
             stream_to: Told every event: a plain callable, called in order on a thread of its own pool, or a
                 Pykka actor. One that is slow or raises does not harm the run.
-            key: A name for the run, unique among the open ones; by default one is generated.
+            key: A name for the run, unique among the open ones, with a journal among all it knows; by default
+                one is generated.
             check_tools: Overrides the orchestrator's `check_tools`. The run neither waits for the check nor
                 fails with it. With `tools`, which override the assistant's, nothing is fetched, and of their
                 wire definitions those count that no function answers.
@@ -272,60 +297,44 @@ class Orchestrator(RunScope):
             base_url: Likewise.
 
         Raises:
-            ValueError: An argument cannot be sent, or the key is taken.
+            ValueError: An argument cannot be sent, or the key is taken. Where the journal says that it is
+                another run's, `RunHandle.result()` and `recorded` raise `KeyReused`.
             TypeError: A message, tool or consumer is of no kind that is known.
             Overloaded: `max_pending` runs wait already.
             OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
         """
-        given = RunTools.given(tools, self._registry)
         check_tools = self._check_tools if check_tools is None else check_tools
         require_choice("check_tools", check_tools, get_args(CheckTools))
-        options: dict[str, Any] = {
-            name: value
-            for name, value in {
-                "model": model,
-                "reasoning_effort": reasoning_effort,
-                "instructions": instructions,
-                "additional_instructions": additional_instructions,
-                "additional_messages": additional_messages,
-                "temperature": temperature,
-                "top_p": top_p,
-                "max_prompt_tokens": max_prompt_tokens,
-                "max_completion_tokens": max_completion_tokens,
-                "truncation_strategy": truncation_strategy,
-                "tool_choice": tool_choice,
-                "parallel_tool_calls": parallel_tool_calls,
-                "response_format": response_format,
-                "tools": UNSET if given.sent is None else list(given.sent),
-            }.items()
-            if value is not UNSET
-        }
-        defaults = self._defaults
-        request = RunRequest(
-            assistant_id=assistant_id,
-            messages=normalized_messages(messages),
-            options=options,
-            metadata=dict(metadata or {}),
-            watch=defaults.watch if watch is None else watch,
-            deadline_s=defaults.deadline_s if deadline_s is None else deadline_s,
+        request, given = self._asked(
+            assistant_id,
+            thread_id=thread_id,
+            messages=messages,
+            model=model,
+            reasoning_effort=reasoning_effort,
+            instructions=instructions,
+            additional_instructions=additional_instructions,
+            additional_messages=additional_messages,
+            temperature=temperature,
+            top_p=top_p,
+            max_prompt_tokens=max_prompt_tokens,
+            max_completion_tokens=max_completion_tokens,
+            truncation_strategy=truncation_strategy,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            metadata=metadata,
+            tools=tools,
+            deadline_s=deadline_s,
             on_deadline=on_deadline,
+            watch=watch,
             on_stall=on_stall,
             on_expired=on_expired,
-            rerun=defaults.rerun if rerun is None else rerun,
-            unrepeatable_tools=frozenset(tool.name for tool in given.registry if not tool.options.idempotent),
+            rerun=rerun,
             max_tool_rounds=max_tool_rounds,
             max_failed_tool_rounds=max_failed_tool_rounds,
             max_total_tokens=max_total_tokens,
-            on_busy_thread=defaults.on_busy_thread if on_busy_thread is None else on_busy_thread,
-            interrupt_foreign=defaults.interrupt_foreign if interrupt_foreign is None else interrupt_foreign,
-        )
-        # Built once here, so that what cannot be sent raises where the mistake was made.
-        more = options.get("additional_messages") or ()
-        endpoints.create_run(
-            "thread" if thread_id is None else thread_id,
-            assistant_id=assistant_id,
-            metadata=request.metadata,
-            **(options | {"additional_messages": [*request.messages, *more]}),
+            on_busy_thread=on_busy_thread,
+            interrupt_foreign=interrupt_foreign,
         )
         return self._begin(
             request,
@@ -337,3 +346,81 @@ class Orchestrator(RunScope):
             stream_to=stream_to,
             options=stated(api_key=api_key, organization=organization, project=project, base_url=base_url),
         )
+
+    def enqueue(
+        self,
+        assistant_id: str,
+        *,
+        key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        base_url: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> str:
+        """Write a run into the journal and leave it to whoever attaches to it, in whatever process.
+
+        Nothing is sent and nothing is started here. Blocks until the journal has the run. May be repeated
+        with the same key: it stands for one run.
+
+        Args:
+            assistant_id: The assistant.
+            key: A name for the run; by default one is generated.
+            organization: As in `start()`.
+            project: As in `start()`.
+            base_url: As in `start()`. Whoever attaches to the run has the key for it.
+            options: As in `start()`; its deadline counts from now.
+
+        Returns:
+            The key, for `attach()`.
+
+        Raises:
+            ValueError: An argument cannot be sent.
+            TypeError: A message or tool is of no kind that is known.
+            KeyReused: The key is that of another request.
+            JournalError: There is no journal that survives, or it cannot be written.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.enqueue()", "use `await asyncio.to_thread(...)`")
+        self._roster.refuse_fork()
+        journal = self._durable("enqueue()")
+        request, _ = self._asked(assistant_id, **options)
+        record = new_record(request, key=key, thread_id=options.get("thread_id"))
+        own = address_of(self._client)
+        elsewhere = base_url is not None and base_url.rstrip("/") != own.base_url
+        address = Address(
+            base_url=base_url.rstrip("/") if base_url else own.base_url,
+            organization=organization or (None if elsewhere else own.organization),
+            project=project or (None if elsewhere else own.project),
+        )
+        journal.add(record, address)
+        return record.key
+
+    def _asked(self, assistant_id: str, **options: Unpack[RunOptions]) -> tuple[RunRequest, RunTools]:
+        """Bring what is asked for into the form in which a run keeps it, and check it."""
+        given = RunTools.given(options.get("tools"), self._registry)
+        asked: dict[str, Any] = {name: value for name, value in options.items() if value is not UNSET}
+        sent = {name: asked[name] for name in SENT if name in asked}
+        if given.sent is not None:
+            sent["tools"] = list(given.sent)
+        said = {name: asked[name] for name in SAID if name in asked}
+        for name in DEFAULTED:
+            value = asked.get(name)
+            said[name] = getattr(self._defaults, name) if value is None else value
+        request = RunRequest(
+            assistant_id=assistant_id,
+            messages=normalized_messages(asked.get("messages")),
+            options=sent,
+            metadata=dict(asked.get("metadata") or {}),
+            unrepeatable_tools=frozenset(tool.name for tool in given.registry if not tool.options.idempotent),
+            **said,
+        )
+        # Built once here, so that what cannot be sent raises where the mistake was made.
+        thread_id = asked.get("thread_id")
+        more = sent.get("additional_messages") or ()
+        endpoints.create_run(
+            "thread" if thread_id is None else thread_id,
+            assistant_id=assistant_id,
+            metadata=request.metadata,
+            **(sent | {"additional_messages": [*request.messages, *more]}),
+        )
+        return request, given

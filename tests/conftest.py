@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.server.database import Database
 
-pytest_plugins = ["staging"]
+pytest_plugins = ["brokerage", "desking", "staging"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -167,6 +167,16 @@ class AsyncThreadsClient(AsyncOperations):
         return self._settings.base_url
 
     @property
+    def organization(self) -> str | None:
+        """The organization that requests are made for, or `None`."""
+        return self._settings.credentials.organization
+
+    @property
+    def project(self) -> str | None:
+        """The project that requests are made for, or `None`."""
+        return self._settings.credentials.project
+
+    @property
     def account(self) -> Account:
         """The server and whose limits requests count towards there; shows no key."""
         return self._settings.account

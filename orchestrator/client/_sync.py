@@ -168,6 +168,16 @@ class ThreadsClient(BlockingOperations):
         """Where the paths begin."""
         return self._settings.base_url
 
+    @property
+    def organization(self) -> str | None:
+        """The organization that requests are made for, or `None`."""
+        return self._settings.credentials.organization
+
+    @property
+    def project(self) -> str | None:
+        """The project that requests are made for, or `None`."""
+        return self._settings.credentials.project
+
     def with_options(self, **options: Unpack[CallOptions]) -> Self:
         """Return a client with other settings on the same connections.
 

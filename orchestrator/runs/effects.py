@@ -147,11 +147,13 @@ class StartTools:
         round: The batch.
         calls: The calls.
         bound_s: Seconds until every one must have an outcome, or `None` for the tools' own timeouts.
+        doubtful: Ids of those that may have been made before, and need somebody's approval.
     """
 
     round: int
     calls: tuple[ToolCall, ...]
     bound_s: float | None
+    doubtful: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,16 @@ class Following(Closing):
             return
         # The stream is closed when the batch is submitted; what it had still to show then is fetched.
         self._gapless = self._gapless and seen.number == self.record.watched
-        self._update(phase=Phase.ACTING, round=self.record.round + 1, calls=calls, awaiting=frozenset())
+        self._update(
+            phase=Phase.ACTING,
+            round=self.record.round + 1,
+            calls=calls,
+            awaiting=frozenset(),
+            doubtful=frozenset(),
+            interruptions=0,
+            redacted=False,
+            digest=None,
+        )
         self._start_tools(calls)
         for call in calls:
             self._notice("tool.started", call_id=call.id, name=call.function.name)
@@ -205,7 +214,9 @@ class Following(Closing):
         bound = None
         if self.record.expires_at is not None:
             bound = max(0.0, self.record.expires_at - self._now - self._timing.expiry_margin_s)
-        self._do(StartTools(round=self.record.round, calls=calls, bound_s=bound))
+        self._do(
+            StartTools(round=self.record.round, calls=calls, bound_s=bound, doubtful=self.record.doubtful)
+        )
 
     def _fill(self) -> None:
         """Fetch what a lost stream would have shown, now that the server waits: the next one begins here."""
@@ -353,8 +364,7 @@ class Following(Closing):
 
         Whole calls are compared, since a next round may use the same ids again.
         """
-        asked = {call.id: call for call in seen.run.required_calls}
-        if asked != {call.id: call for call in self.record.calls}:
+        if not self.record.is_asked_by(seen.run):
             self._accept(watched=None)
             self._follow(seen)
         elif self._rejection is not None:

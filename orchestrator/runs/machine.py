@@ -51,6 +51,8 @@ class WaitsFor(StrEnum):
 
     ADMISSION = "admission"
     """Its turn among the runs of its orchestrator."""
+    PROCESS = "process"
+    """The process that conducts it."""
     THREAD = "thread"
     """The end of another run on its thread."""
     LIMITER = "limiter"

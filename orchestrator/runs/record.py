@@ -6,6 +6,9 @@ before the effect that the step is about. A successor that is given the last rec
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, takewhile
@@ -17,7 +20,7 @@ from orchestrator.protocol.objects import Run, ToolCall, Usage
 from orchestrator.runs.request import RunRequest
 from orchestrator.runs.result import ToolCallResult
 
-__all__ = ["Ending", "Phase", "RunRecord"]
+__all__ = ["Ending", "Phase", "RunRecord", "digest_of"]
 
 
 class Phase(StrEnum):
@@ -78,12 +81,17 @@ class RunRecord:
         round: The number of the current batch of tool calls; 0 before the first.
         calls: The calls of the current batch, while it is acted on or submitted.
         awaiting: Ids of the calls of the current batch that wait for approval.
+        doubtful: Ids of the calls of the current batch that a process which died may have made, and that are
+            made again only if somebody approves.
+        interruptions: How many processes have died while the current batch was acted on.
         results: The outcomes of all batches, in the order the calls were asked for within each.
         spent: The tokens of the runs before this one.
         ambiguous: A create was sent whose outcome no answer told.
         metadata_echoed: The server was seen to give metadata back, so that a nonce can be missed.
         ending: Why the orchestrator ends the run, or `None`.
         failure: What `Ending.FAILED` is raised as.
+        redacted: A journal gave the calls of the current batch back without their arguments.
+        digest: What stands for those calls as the server knows them, where they are redacted.
     """
 
     key: str
@@ -106,12 +114,16 @@ class RunRecord:
     round: int = 0
     calls: tuple[ToolCall, ...] = ()
     awaiting: frozenset[str] = frozenset()
+    doubtful: frozenset[str] = frozenset()
+    interruptions: int = 0
     results: tuple[ToolCallResult, ...] = ()
     spent: Usage | None = None
     ambiguous: bool = False
     metadata_echoed: bool = False
     ending: Ending | None = None
     failure: OrchestratorError | None = None
+    redacted: bool = False
+    digest: str | None = None
 
     @property
     def mark(self) -> str:
@@ -125,6 +137,12 @@ class RunRecord:
     def is_marked(self, run: Run) -> bool:
         """Whether any create request of this record made that run."""
         return (run.metadata or {}).get(NONCE_KEY, "").partition(".")[0] == self.nonce
+
+    def is_asked_by(self, run: Run) -> bool:
+        """Whether a run asks for exactly the calls of the current batch."""
+        if self.digest is not None:
+            return digest_of(run.required_calls) == self.digest
+        return {call.id: call for call in run.required_calls} == {call.id: call for call in self.calls}
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -141,3 +159,9 @@ class RunRecord:
     def results_of(self, round_number: int) -> dict[str, ToolCallResult]:
         """The outcomes of one batch, by call id."""
         return {result.call_id: result for result in self.results if result.round == round_number}
+
+
+def digest_of(calls: Iterable[ToolCall]) -> str:
+    """What stands for the calls of a batch, in whatever order, where they themselves may not be kept."""
+    words = sorted([call.id, call.function.name, call.function.arguments] for call in calls)
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()

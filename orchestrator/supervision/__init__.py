@@ -5,8 +5,9 @@ from __future__ import annotations
 from orchestrator.supervision.breaker import BreakerPolicy
 from orchestrator.supervision.gate import ServerLimits
 from orchestrator.supervision.outcomes import Completed, Failed, Stopped
+from orchestrator.supervision.restarts import RestartPolicy
 from orchestrator.supervision.state import RunSnapshot, RunState
-from orchestrator.supervision.supervisor import RestartPolicy, Supervisor
+from orchestrator.supervision.supervisor import Supervisor
 
 __all__ = [
     "BreakerPolicy",

@@ -7,7 +7,6 @@ what came of them, so a cancel is handled within one turn of the loop, whatever 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, assert_never
 
 import pykka
@@ -34,6 +33,7 @@ from orchestrator.runs.effects import (
 from orchestrator.runs.inputs import Timer, TimerFired
 from orchestrator.runs.lifecycle import IllegalInput
 from orchestrator.runtime import LoopActor
+from orchestrator.supervision.messages import ActorEnded, MetadataEchoed, ThreadTaken
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,44 +47,7 @@ if TYPE_CHECKING:
     from orchestrator.supervision.log import RunLog
     from orchestrator.supervision.state import RunState
 
-__all__ = ["ActorEnded", "MetadataEchoed", "RunActor", "ThreadTaken"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorEnded:
-    """A run's actor has ended; told to the supervisor whatever the reason.
-
-    Attributes:
-        key: The run's key.
-        cause: What it died of, or `None` when it had finished its run or was stopped.
-    """
-
-    key: str
-    cause: BaseException | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadTaken:
-    """A run has made the thread it will be on.
-
-    Attributes:
-        key: The run's key.
-        thread_id: The thread.
-    """
-
-    key: str
-    thread_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetadataEchoed:
-    """A run has seen its server give metadata back.
-
-    Attributes:
-        server: The base URL of its requests.
-    """
-
-    server: str
+__all__ = ["RunActor"]
 
 
 class RunActor(LoopActor):
@@ -127,6 +90,8 @@ class RunActor(LoopActor):
 
     def on_receive(self, message: Input) -> None:
         """Feed one input to the lifecycle and perform what it wants done."""
+        if self._in_flight.closed:
+            return  # the run is over, or another process's
         self._in_flight.take(message)
         before = self._lifecycle.record
         try:
@@ -151,7 +116,7 @@ class RunActor(LoopActor):
         for handle in self._timers.values():
             handle.cancel()
         self._in_flight.detach()
-        self._watcher(ActorEnded(key=self._state.key, cause=cause))
+        self._watcher(ActorEnded(key=self._state.key, urn=self.actor_urn, cause=cause))
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -179,7 +144,7 @@ class RunActor(LoopActor):
             case SetTimer() | ClearTimer():
                 self._set_timer(effect)
             case Record():
-                self._journal.record(effect.record)
+                self._in_flight.barrier.recorded(self._journal.record(effect.record))
             case Publish():
                 self._state.publish(effect.event)
             case Finish():

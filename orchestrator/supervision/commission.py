@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextvars
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.client import AsyncThreadsClient
+from orchestrator.journal import Address
 from orchestrator.runs.backend import Heard, ThreadsBackend
 from orchestrator.runs.inputs import CancelRequested
 from orchestrator.runs.record import RunRecord
 from orchestrator.supervision.in_flight import InFlight
+from orchestrator.supervision.recovery import unknown_settled
 from orchestrator.supervision.tool_checks import CheckTools
 from orchestrator.tools import RunTools
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.supervision.fleet import Fleet
     from orchestrator.supervision.state import RunState
 
-__all__ = ["Commission"]
+__all__ = ["Commission", "address_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class Commission:
         tools: What it may call.
         check_tools: Whether the assistant's functions are compared with those.
         context: The user's object for `ToolContext.state`.
+        claims: The journal knows the run; else it is new, unless its key is known.
         unwanted: Whether it is to be cancelled, and nothing else.
         variables: The context variables of the caller of `start()`, seen by tools.
     """
@@ -44,11 +48,21 @@ class Commission:
     tools: RunTools
     check_tools: CheckTools
     context: object
+    claims: bool = False
     unwanted: bool = False
     variables: contextvars.Context = field(default_factory=contextvars.copy_context)
 
-    def in_flight(self, fleet: Fleet, state: RunState) -> InFlight:
-        """Make what will be under way for the run; from any thread."""
+    @property
+    def address(self) -> Address:
+        """Where the run's requests go."""
+        return address_of(self.client)
+
+    def settled(self, record: RunRecord) -> RunRecord:
+        """Decide of the calls that were under way when the process died that conducted the run."""
+        return unknown_settled(record, self.tools.registry)
+
+    def in_flight(self, fleet: Fleet, state: RunState, record: RunRecord) -> InFlight:
+        """Make what will be under way for the run, which goes on from this record; on the actors' loop."""
         gate = fleet.gates.of(self.client.account)
 
         def hear(heard: Heard) -> None:
@@ -64,7 +78,7 @@ class Commission:
             gate=gate,
         )
         in_flight = InFlight(
-            key=self.record.key,
+            key=record.key,
             backend=backend,
             gate=gate,
             draining=fleet.draining,
@@ -74,8 +88,14 @@ class Commission:
             context=self.context,
             contextvars_context=self.variables,
             loop_thread=fleet.loop_thread,
+            may_act=partial(fleet.journal.may_act, record.key),
         )
         if self.unwanted:
             # Said before anybody conducts the run: what nobody wants is not gone on with.
             in_flight.report(CancelRequested())
         return in_flight
+
+
+def address_of(client: AsyncThreadsClient) -> Address:
+    """Where a client's requests go."""
+    return Address(base_url=client.base_url, organization=client.organization, project=client.project)

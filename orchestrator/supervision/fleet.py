@@ -12,7 +12,7 @@ import pykka
 from orchestrator.supervision.consumers import Consumers
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
-from orchestrator.supervision.supervisor import Abandon
+from orchestrator.supervision.messages import Abandon
 from orchestrator.supervision.tool_checks import ToolChecks
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.threads import ThreadPool
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.client import AsyncThreadsClient
+    from orchestrator.journal import Journal
     from orchestrator.runtime import LoopActorRef, LoopThread
     from orchestrator.supervision.gate import ServerLimits
     from orchestrator.supervision.supervisor import Supervisor
@@ -45,6 +46,7 @@ class Fleet:
         supervisor: Watches the runs.
         executor: Runs the tools.
         limits: How each server is treated.
+        journal: Keeps the runs' records; closed with the fleet.
 
     Attributes:
         gates: Where requests wait for their turn at a server.
@@ -61,11 +63,13 @@ class Fleet:
         supervisor: LoopActorRef[Supervisor],
         executor: ToolExecutor,
         limits: ServerLimits,
+        journal: Journal,
     ) -> None:
         self.client = client
         self.loop_thread = loop_thread
         self.supervisor = supervisor
         self.executor = executor
+        self.journal = journal
         self.gates = Gates(limits, loop_thread)
         self.draining = Draining(loop_thread)
         self.tool_checks = ToolChecks(loop_thread)
@@ -91,6 +95,7 @@ class Fleet:
             parts.callback(self.consumers.close, TEARDOWN_S)
             parts.callback(self.resolver.close, TEARDOWN_S)
             parts.callback(self.loop_thread.release)
+            parts.callback(self.journal.close, TEARDOWN_S)
             parts.callback(self._close_client)
             parts.callback(self._close_tools)
             parts.callback(self._stop_supervisor)
@@ -102,6 +107,7 @@ class Fleet:
         if not self.loop_thread.inherited:
             self._stop_supervisor()
             self._close_client()
+            self.journal.close(TEARDOWN_S)
 
     def _stop_supervisor(self) -> None:
         try:

@@ -15,7 +15,7 @@ import pykka
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.runs.inputs import CancelRequested, DetachRequested
 from orchestrator.runtime import refuse_blocking_on_running_loop
-from orchestrator.supervision.supervisor import Forward
+from orchestrator.supervision.messages import Forward
 from orchestrator.tools.approval import Decision
 
 if TYPE_CHECKING:
@@ -75,6 +75,16 @@ class RunHandle:
         """
         self._refuse_fork()
         return self._state.future
+
+    @property
+    def recorded(self) -> Future[None]:
+        """Resolved once the journal has the run: from then on it survives this process.
+
+        Nothing is sent before. It fails with what keeps the journal from that, or keeps the run from being
+        started. Without a journal it is resolved once the run is taken on. Callbacks run as for `future`.
+        """
+        self._refuse_fork()
+        return self._state.recorded
 
     def done(self) -> bool:
         """Whether the outcome is known; never blocks."""

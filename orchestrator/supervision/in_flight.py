@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
 
 from orchestrator.errors import APIConnectionError, APIResponseError, OrchestratorClosed
+from orchestrator.runs.effects import StartTools
 from orchestrator.runs.inputs import (
     CancelRequested,
     DetachRequested,
@@ -25,6 +26,7 @@ from orchestrator.runs.inputs import (
     ToolNoticed,
 )
 from orchestrator.runs.record import Phase
+from orchestrator.supervision.barrier import Barrier
 from orchestrator.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from orchestrator.protocol.objects import ToolCall
     from orchestrator.runs.backend import Backend
-    from orchestrator.runs.effects import RequestEffect, StartTools
+    from orchestrator.runs.effects import RequestEffect
     from orchestrator.runs.record import RunRecord
     from orchestrator.runtime import LoopThread
     from orchestrator.supervision.draining import Draining
@@ -103,6 +105,12 @@ class InFlight:
         context: The user's object for `ToolContext.state`.
         contextvars_context: The context variables of the caller of `start()`, seen by tools.
         loop_thread: The actors' loop.
+        may_act: Whether the run is still ours to act on, by the clock of its lease.
+
+    Attributes:
+        backend: As given.
+        barrier: What keeps effects back until the journal has kept what they are about.
+        closed: The run is over, or not ours any more.
     """
 
     def __init__(
@@ -118,8 +126,10 @@ class InFlight:
         context: object,
         contextvars_context: contextvars.Context,
         loop_thread: LoopThread,
+        may_act: Callable[[], bool],
     ) -> None:
         self.backend = backend
+        self.barrier = Barrier(may_act, loop_thread.loop)
         self._key = key
         self._gate = gate
         self._draining = draining
@@ -136,7 +146,7 @@ class InFlight:
         self._round = 0
         self._executions: dict[str, ToolExecution] = {}
         self._outcomes: dict[str, ToolFinished] = {}
-        self._closed = False
+        self.closed = False
 
     def attach(self, tell: Callable[[Input], None], record: RunRecord) -> None:
         """Tell this incarnation everything from now on: first what is under way, then what it missed.
@@ -145,7 +155,7 @@ class InFlight:
             tell: Puts an input into the actor's mailbox.
             record: What the actor goes on from.
         """
-        if self._closed:
+        if self.closed:
             return
         outcomes = self._unrecorded_outcomes(record)
         wishes = [word for word in self._words.values() if not isinstance(word, Started)]
@@ -167,11 +177,15 @@ class InFlight:
         return {id_: outcome for id_, outcome in self._outcomes.items() if id_ not in recorded}
 
     def _resumed(self, outcomes: dict[str, ToolFinished], *, unwanted: bool) -> Resumed:
-        answered = {number for answer in self._answers if (number := getattr(answer, "number", None))}
+        numbers = {number for answer in self._answers if (number := getattr(answer, "number", None))}
+        calls = {*self._executions, *outcomes}
+        for held in self.barrier.held:
+            if isinstance(held, StartTools):
+                calls.update(call.id for call in held.calls)
+            else:
+                numbers.add(held.number)
         return Resumed(
-            in_flight=frozenset(self._requests) | answered,
-            open_calls=frozenset(self._executions) | frozenset(outcomes),
-            unwanted=unwanted,
+            in_flight=frozenset(self._requests) | numbers, open_calls=frozenset(calls), unwanted=unwanted
         )
 
     def detach(self) -> None:
@@ -200,9 +214,11 @@ class InFlight:
         return next((answer.run.id for answer in seen if answer.number == number), None)
 
     def send(self, effect: RequestEffect) -> None:
-        """Make a request, in a task of its own; none once the run is over."""
-        if self._closed:
-            return
+        """Make a request, in a task of its own, once the journal allows; none once the run is over."""
+        if not self.closed:
+            self.barrier.act(effect, partial(self._send, effect))
+
+    def _send(self, effect: RequestEffect) -> None:
         request = _Request(effect, self._gate.ask(effect))
         name = f"{self._key}:{type(effect).__name__}:{effect.number}"
         task = request.task = self._loop_thread.create_task(self._perform(request), name=name)
@@ -221,12 +237,21 @@ class InFlight:
         request = self._requests.get(number)
         if request is not None:
             request.ticket.withdraw()
+        for effect in self._taken_back(number):
+            unsent = APIConnectionError(
+                "it was taken back before it was sent", method="?", path=type(effect).__name__, sent=False
+            )
+            self.report(RequestFailed(number=number, error=unsent))
+
+    def _taken_back(self, number: int) -> list[RequestEffect]:
+        return self.barrier.take_back(lambda held: getattr(held, "number", None) == number)
 
     def close_stream(self, number: int) -> None:
         """Close the stream that a request opened; nothing more is told of it.
 
         One that is about to end is read on for a moment, so that its connection can be used again.
         """
+        self._taken_back(number)
         request = self._requests.pop(number, None)
         if request is None or request.task is None:
             return
@@ -248,6 +273,7 @@ class InFlight:
         except APIConnectionError as error:
             self.report(RequestFailed(number=effect.number, error=error))
             return
+        await self.barrier.allowed()  # it may have waited at the gate for long
         try:
             await self.backend.perform(effect, partial(self._hear, request))
         except Exception as error:
@@ -269,8 +295,10 @@ class InFlight:
 
     def start_tools(self, effect: StartTools, *, run_id: str, thread_id: str) -> None:
         """Start calls; each one's outcome is told exactly once to each incarnation that has to know it."""
-        if self._closed:
-            return
+        if not self.closed:
+            self.barrier.act(effect, partial(self._start_tools, effect, run_id=run_id, thread_id=thread_id))
+
+    def _start_tools(self, effect: StartTools, *, run_id: str, thread_id: str) -> None:
         if effect.round != self._round:
             self._round = effect.round
             self._outcomes.clear()
@@ -304,6 +332,7 @@ class InFlight:
             timeout_s=effect.bound_s,
             contextvars_context=self._contextvars,
             approvals=self._approvals,
+            ask=call.id in effect.doubtful,
             on_notice=partial(hear, self._take_notice),
             on_done=partial(hear, self._finish_tool),
         )
@@ -340,14 +369,16 @@ class InFlight:
 
     def stop_tools(self) -> None:
         """Stop every call that is under way; nothing more is told of them."""
+        self.barrier.take_back(lambda held: isinstance(held, StartTools))
         executions, self._executions = self._executions, {}
         for execution in executions.values():
             execution.cancel()
 
     def close(self) -> None:
         """The run is over: abandon everything that is under way, and take on nothing more. Repeatable."""
-        self._closed = True
+        self.closed = True
         self.detach()
+        self.barrier.close()
         self.stop_tools()
         for number in tuple(self._requests):
             self.close_stream(number)

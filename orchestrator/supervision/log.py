@@ -84,6 +84,14 @@ class RunLog:
         """Say that the run was told what its phase does not take."""
         self._log.warning("run.illegal_input", reason=str(error))
 
+    def taken_over(self, record: RunRecord) -> None:
+        """Say that the run goes on here, which another process began."""
+        self._log.info("run.taken_over", phase=str(record.phase), round=record.round)
+
+    def lost(self, error: OrchestratorError) -> None:
+        """Say that the run is another process's to conduct from now on."""
+        self._log.warning("run.lost", reason=str(error))
+
     def restarted(self, cause: BaseException, *, restarts: int, pause_s: float) -> None:
         """Say that the run's actor died and another one follows."""
         self._log.warning("run.restarted", cause=repr(cause), restarts=restarts, pause_s=pause_s)

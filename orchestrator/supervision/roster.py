@@ -10,17 +10,19 @@ import asyncio
 import os
 import random
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import pykka
 
-from orchestrator.errors import OrchestratorClosed, OrchestratorError, Overloaded
+from orchestrator.errors import KeyReused, OrchestratorClosed, OrchestratorError, Overloaded
 from orchestrator.journal import MemoryJournal
 from orchestrator.runtime import acquire
 from orchestrator.supervision.fleet import TEARDOWN_S, Fleet
 from orchestrator.supervision.handle import RunHandle
+from orchestrator.supervision.messages import Admit, FindOrphans, Sweep
 from orchestrator.supervision.state import RunState
-from orchestrator.supervision.supervisor import Admit, FindOrphans, Supervisor
+from orchestrator.supervision.supervisor import Supervisor
 from orchestrator.telemetry import get_logger
 from orchestrator.tools.signature import is_async
 
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from orchestrator.client import AsyncThreadsClient
+    from orchestrator.journal import Journal, StoredRun
     from orchestrator.protocol.objects import Page, Run
     from orchestrator.runs.machine import Timing
     from orchestrator.runs.result import StreamedEvent
     from orchestrator.supervision.commission import Commission
     from orchestrator.supervision.gate import ServerLimits
-    from orchestrator.supervision.supervisor import RestartPolicy
+    from orchestrator.supervision.restarts import RestartPolicy
     from orchestrator.tools import ToolExecutor
 
 __all__ = ["OnActive", "Roster", "StreamTo", "require_consumer"]
@@ -63,12 +66,16 @@ class Roster:
         timing: How patient the runs are.
         limits: How each server is treated.
         log_tool_data: Whether the logs show the arguments and outputs of tool calls.
+        journal: Keeps the runs' records; closed at the end. By default they live as long as this process.
+        take_up: Told a run of a process that has died, on a thread of its own; it may block.
     """
 
     def __init__(
         self,
         *,
         client: AsyncThreadsClient,
+        journal: Journal | None,
+        take_up: Callable[[StoredRun], object],
         max_concurrent_runs: int,
         max_pending: int,
         restart: RestartPolicy,
@@ -78,6 +85,8 @@ class Roster:
         log_tool_data: bool,
     ) -> None:
         self._client = client
+        self.journal = MemoryJournal() if journal is None else journal
+        self._take_up = take_up
         self._max_concurrent_runs = max_concurrent_runs
         self._max_pending = max_pending
         self._restart = restart
@@ -88,6 +97,7 @@ class Roster:
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._runs: dict[str, RunHandle] = {}
+        self._states: dict[str, RunState] = {}
         self._closed = False
         self._fleet: Fleet | None = None
         self._torn_down: threading.Event | None = None
@@ -129,6 +139,9 @@ class Roster:
             commission: The run.
             stream_to: Told its events.
 
+        Returns:
+            Its handle; with a journal that survives, the one there is where the key is that of an open run.
+
         Raises:
             ValueError: The key is taken.
             Overloaded: There are too many.
@@ -137,18 +150,26 @@ class Roster:
         self.refuse_fork()
         record = commission.record
         with self._lock:
-            fleet = self._open(record.key)
+            fleet = self._serving()
+            known = self._known(commission)
+            if known is not None:
+                _show_to(stream_to, known, fleet)
+                return self._runs[known.key]
+            self._require_room()
             state = RunState(record, server=commission.client.base_url, resolver=fleet.resolver)
-            serving = commission.in_flight(fleet, state)
-            state.served_by(serving)
-            admit = Admit(record=record, state=state, in_flight=serving)
-            if isinstance(stream_to, pykka.ActorRef):
-                state.tell_events_to(stream_to)
-            elif stream_to is not None:
-                fleet.consumers.feed(stream_to, state.events, key=state.key)
+            _show_to(stream_to, state, fleet)
+            admit = Admit(
+                record=record,
+                address=commission.address,
+                state=state,
+                serve=partial(commission.in_flight, fleet, state),
+                settle=commission.settled,
+                claims=commission.claims,
+            )
             # Still under the lock: whoever finds the run among the open ones can tell the supervisor of it.
             fleet.supervisor.tell(admit)
             handle = self._runs[record.key] = RunHandle(state, fleet.supervisor)
+            self._states[record.key] = state
             return handle
 
     def orphans(self, runs_of_thread: Callable[[], Coroutine[Any, Any, Page[Run]]]) -> list[Run]:
@@ -200,6 +221,13 @@ class Roster:
             handle.cancel()
         return handles
 
+    def end_soon(self) -> None:
+        """Nobody wants to wait for the open runs any more: cancel them, or leave those that survive."""
+        if self.journal.survives:
+            self._detach()
+        else:
+            self.cancel()
+
     def drain(self, timeout_s: float) -> list[RunHandle]:
         """Take no more runs, wait for the open ones, then leave the rest to the server; blocks.
 
@@ -245,6 +273,7 @@ class Roster:
                 self._torn_down = threading.Event()
             torn_down = self._torn_down
         if torn_down is None:
+            self.journal.close(TEARDOWN_S)
             return []
         try:
             self._end_runs(on_active, timeout_s)
@@ -267,8 +296,8 @@ class Roster:
             self._detach()
         try:
             self._all_ended(timeout_s)
-        except BaseException:  # such as Ctrl-C: nobody wants to wait for the runs any more
-            self.cancel()
+        except BaseException:  # such as Ctrl-C
+            self.end_soon()
             self._all_ended(TEARDOWN_S)
             raise
 
@@ -283,17 +312,33 @@ class Roster:
         with self._lock:
             return self._lock.wait_for(lambda: not self._runs, timeout_s)
 
-    def _open(self, key: str) -> Fleet:
-        """Check that one more run may begin, and make what the first one needs. Under the lock."""
-        fleet = self._serving()
-        if key in self._runs:
-            raise ValueError(f"a run with key {key!r} is open already: wait for it, or use another key")
+    def _known(self, commission: Commission) -> RunState | None:
+        """The open run of that key, where it is the same run. Under the lock."""
+        record = commission.record
+        known = self._states.get(record.key)
+        if known is None:
+            return None
+        if not self.journal.survives:
+            raise ValueError(
+                f"a run with key {record.key!r} is open already: wait for it, or use another key"
+            )
+        open_ = known.record
+        elsewhere = record.thread_id is not None and open_.thread_id not in (None, record.thread_id)
+        if open_.request != record.request or elsewhere:
+            raise KeyReused(
+                f"key {record.key!r} is that of run {open_.run_id or 'not created yet'}, which asks for "
+                f"something else: use another key",
+                key=record.key,
+            )
+        return known
+
+    def _require_room(self) -> None:
+        """Check that one more run may begin. Under the lock."""
         if len(self._runs) >= self._max_concurrent_runs + self._max_pending:
             raise Overloaded(
                 f"{len(self._runs)} runs are open, all that max_concurrent_runs={self._max_concurrent_runs} "
                 f"and max_pending={self._max_pending} allow: try again later, or raise one of them"
             )
-        return fleet
 
     def _serving(self) -> Fleet:
         """What serves the runs, made with the first use. Under the lock."""
@@ -308,22 +353,48 @@ class Roster:
     def _make_fleet(self) -> Fleet:
         loop_thread = acquire()
         supervisor = Supervisor.start(
-            journal=MemoryJournal(),
+            journal=self.journal,
             max_concurrent_runs=self._max_concurrent_runs,
             restart=self._restart,
             timing=self._timing,
             jitter=random.random,
             log_tool_data=self._log_tool_data,
             ended=self._forget,
+            take_up=self._found,
         )
-        return Fleet(self._client, loop_thread, supervisor, self._executor, self._limits)
+        return Fleet(self._client, loop_thread, supervisor, self._executor, self._limits, self.journal)
+
+    def sweep(self) -> None:
+        """From now on take up the runs of other processes that have died; returns at once.
+
+        Raises:
+            OrchestratorClosed: The orchestrator is closed.
+        """
+        self.refuse_fork()
+        with self._lock:
+            self._serving().supervisor.tell(Sweep())
+
+    def _found(self, stored: StoredRun) -> None:
+        """Have a run taken up whose process died, which may ask the user for a key. On the actors' loop."""
+        with self._lock:
+            fleet = self._fleet
+        if fleet is not None:
+            fleet.resolver.submit(partial(self._take_up, stored))
 
     def _forget(self, state: RunState) -> None:
         """Let go of a run that is over, and hand its outcome over. On the actors' loop."""
         with self._lock:
             self._runs.pop(state.key, None)
+            self._states.pop(state.key, None)
             state.hand_over()
             self._lock.notify_all()
+
+
+def _show_to(stream_to: StreamTo, state: RunState, fleet: Fleet) -> None:
+    if isinstance(stream_to, pykka.ActorRef):
+        state.tell_events_to(stream_to)
+    elif stream_to is not None:
+        fleet.consumers.feed(stream_to, state.events, key=state.key)
 
 
 def require_consumer(stream_to: object) -> None:

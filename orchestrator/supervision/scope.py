@@ -1,7 +1,7 @@
 """What runs live in: which of those that exist are taken over, what is open, and how all of it is left.
 
-Owns `with` and `async with`, adopting and sweeping, draining and closing, as users meet them. What may be
-said of a new run is for its subclass, and how runs end on the actors' loop is for the roster.
+Owns `with` and `async with`, adopting and sweeping, resuming, draining and closing, as users meet them. What
+may be said of a new run is for its subclass, and how runs end on the actors' loop is for the roster.
 """
 
 from __future__ import annotations
@@ -10,18 +10,28 @@ import asyncio
 import contextvars
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, get_args
 
 from orchestrator.client import AsyncThreadsClient, endpoints
 from orchestrator.client.call import CallOptions
+from orchestrator.errors import JournalError, OrchestratorClosed, Overloaded
+from orchestrator.journal import Address, DurableJournal, Ended, Journal, StoredRun
 from orchestrator.runs.record import RunRecord
-from orchestrator.runs.request import OnDeadline, RunRequest, require_choice, require_patience
+from orchestrator.runs.request import (
+    OnDeadline,
+    RunRequest,
+    require_choice,
+    require_kind,
+    require_patience,
+)
 from orchestrator.runtime import refuse_blocking_on_running_loop
-from orchestrator.supervision.commission import Commission
+from orchestrator.supervision.commission import Commission, address_of
 from orchestrator.supervision.roster import OnActive, Roster, StreamTo, require_consumer
 from orchestrator.supervision.tool_checks import CheckTools
+from orchestrator.telemetry import get_logger
 from orchestrator.tools import RunTools, ToolRegistry
 
 if TYPE_CHECKING:
@@ -31,7 +41,14 @@ if TYPE_CHECKING:
     from orchestrator.supervision.handle import RunHandle
     from orchestrator.supervision.state import RunSnapshot
 
-__all__ = ["RunScope", "stated"]
+__all__ = ["Credentials", "RunScope", "new_record", "stated"]
+
+log = get_logger(__name__)
+
+Credentials: TypeAlias = Callable[[Address], str | None]
+"""Gives the API key for a run's server, organization and project; `None` is for the orchestrator's own."""
+
+MAX_KEY_CHARACTERS: Final = 255
 
 
 class RunScope:
@@ -42,11 +59,20 @@ class RunScope:
         client: Makes the requests.
         registry: What runs may call.
         defaults: What is asked of a run, where nothing else is said of it.
+        credentials: Gives the key for a run that is taken up from the journal.
     """
 
     def __init__(
-        self, roster: Roster, *, client: AsyncThreadsClient, registry: ToolRegistry, defaults: RunRequest
+        self,
+        roster: Roster,
+        *,
+        client: AsyncThreadsClient,
+        registry: ToolRegistry,
+        defaults: RunRequest,
+        credentials: Credentials | None,
     ) -> None:
+        self._credentials = credentials
+        self._on_taken_up: Callable[[RunHandle], None] = lambda _: None
         self._roster = roster
         self._client = client
         self._registry = registry
@@ -59,7 +85,7 @@ class RunScope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(on_active="wait" if kind is None else "cancel")
+        self.close(on_active="wait" if kind is None else None)
 
     async def __aenter__(self) -> Self:
         self._roster.run_async_tools_on(asyncio.get_running_loop())
@@ -68,7 +94,7 @@ class RunScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        on_active: OnActive = "wait" if kind is None else "cancel"
+        on_active: OnActive | None = "wait" if kind is None else None
         # A thread of its own: those of the loop's executor may all wait for the runs that end only here.
         executor = ThreadPoolExecutor(1, thread_name_prefix="orchestrator-closing")
         close = partial(contextvars.copy_context().run, self.close, on_active=on_active)
@@ -77,7 +103,7 @@ class RunScope:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
             # The thread that waits cannot be interrupted, but what it waits for can.
-            self._roster.cancel()
+            self._roster.end_soon()
             await closing
             raise
         finally:
@@ -186,6 +212,126 @@ class RunScope:
             for run in found
         ]
 
+    @property
+    def journal(self) -> Journal:
+        """What keeps the runs' records; see `Orchestrator(journal=)`."""
+        return self._roster.journal
+
+    def attach(self, key: str, *, context: object = None, stream_to: StreamTo = None) -> RunHandle:
+        """Conduct a run that the journal knows, or follow it where another process conducts it.
+
+        A run that is followed is taken over, should its process die; one that is over has its outcome. Blocks
+        until the journal is read; may be repeated.
+
+        Args:
+            key: The run's key.
+            context: As in `start()`.
+            stream_to: As in `start()`. The events begin where this process takes the run up.
+
+        Raises:
+            UnknownRun: The journal has no such run.
+            JournalError: There is no journal that survives, it cannot be read, or no key is given for the
+                run's server.
+            Overloaded: `max_pending` runs wait already.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.attach()", "use `await asyncio.to_thread(...)`")
+        self._roster.refuse_fork()
+        stored = self._durable("attach()").load(key)
+        return self._take_up(stored, context=context, stream_to=stream_to)
+
+    def resume(self, *, on_taken_up: Callable[[RunHandle], None] | None = None) -> list[RunHandle]:
+        """Take up every run in the journal that is not over and whose process has died or let go of it.
+
+        From then on runs of other processes that die are taken up, too, for as long as this orchestrator is
+        open: they are among `runs()`. Runs that were enqueued and never begun are left to whoever attaches to
+        them. Blocks until the journal is read; may be repeated. Whatever the runs were started with that a
+        journal cannot hold is gone: `context`, `stream_to`, and functions given to `start(tools=…)`; tools
+        are found by their names among the orchestrator's own.
+
+        Args:
+            on_taken_up: Told each run that is taken up, now and later, on a thread where it should not block.
+
+        Returns:
+            The handles, oldest run first; of a run that another process was quicker to take up, one that
+            follows it. Runs for whose server `credentials` gives no key are left, with a warning in the logs.
+
+        Raises:
+            JournalError: There is no journal that survives, or it cannot be read.
+            OrchestratorClosed: The orchestrator is closed, or belongs to the parent of this process.
+            RuntimeError: An event loop runs on this thread: use `asyncio.to_thread()`.
+        """
+        refuse_blocking_on_running_loop("Orchestrator.resume()", "use `await asyncio.to_thread(...)`")
+        self._roster.refuse_fork()
+        if on_taken_up is not None:
+            self._on_taken_up = on_taken_up
+        taken = [self._found(stored) for stored in self._durable("resume()").unfinished()]
+        self._roster.sweep()
+        return [handle for handle in taken if handle is not None]
+
+    def _found(self, stored: StoredRun) -> RunHandle | None:
+        """Take up a run of a process that died, unless that is impossible now; blocks."""
+        try:
+            handle = self._take_up(stored, context=None, stream_to=None)
+        except (JournalError, Overloaded) as error:
+            log.warning("run.not_taken_up", run_key=stored.record.key, reason=str(error))
+        except OrchestratorClosed as error:
+            log.debug("run.not_taken_up", run_key=stored.record.key, reason=str(error))
+        else:
+            self._on_taken_up(handle)
+            return handle
+        return None
+
+    def _take_up(self, stored: StoredRun | Ended, *, context: object, stream_to: StreamTo) -> RunHandle:
+        require_consumer(stream_to)
+        client = self._client if isinstance(stored, Ended) else self._client_for(stored)
+        commission = Commission(
+            record=stored.record,
+            client=client,
+            tools=RunTools(registry=self._registry),
+            check_tools="off",
+            context=context,
+            claims=True,
+        )
+        return self._roster.begin(commission, stream_to=stream_to)
+
+    def _client_for(self, stored: StoredRun) -> AsyncThreadsClient:
+        """A client for a run's server, with the key that the user gives for it."""
+        address = stored.address
+        api_key = None
+        if self._credentials is not None:
+            try:
+                api_key = self._credentials(address)
+            except Exception as error:
+                raise JournalError(
+                    f"credentials= raised {type(error).__name__} for run {stored.record.key!r} at "
+                    f"{address.base_url}: {error}"
+                ) from error
+        if api_key is None and address != address_of(self._client):
+            raise JournalError(
+                f"run {stored.record.key!r} goes to {address.base_url} (organization {address.organization}, "
+                f"project {address.project}), for which this orchestrator has no key: pass credentials=, "
+                f"which gives it"
+            )
+        if api_key is None:
+            return self._client
+        options = stated(
+            base_url=address.base_url,
+            api_key=api_key,
+            organization=address.organization,
+            project=address.project,
+        )
+        return self._client.with_options(**options)
+
+    def _durable(self, what: str) -> DurableJournal:
+        journal = self._roster.journal
+        if not journal.survives:
+            raise JournalError(
+                f"{what} needs a journal that survives: Orchestrator(journal='sqlite:///runs.db')"
+            )
+        return cast("DurableJournal", journal)
+
     def runs(self) -> list[RunSnapshot]:
         """Every run that is not over, as it stands at this moment, oldest first; never blocks.
 
@@ -228,14 +374,15 @@ class RunScope:
         require_patience("timeout_s", timeout_s)
         return self._roster.drain(timeout_s)
 
-    def close(self, *, on_active: OnActive = "cancel", timeout_s: float | None = None) -> list[RunHandle]:
+    def close(self, *, on_active: OnActive | None = None, timeout_s: float | None = None) -> list[RunHandle]:
         """End the orchestrator and everything it made: actors, threads, connections. Repeatable; blocks.
 
         In a forked process it does nothing: what there was belongs to the parent.
 
         Args:
             on_active: What becomes of runs that are not over: cancel them and wait for their end, leave them
-                to the server, or wait for them.
+                to the server and whoever resumes them, or wait for them. By default they are cancelled, and
+                with a journal that survives left.
             timeout_s: Seconds to wait for the runs; by default as long as their own deadlines and timeouts
                 allow. Runs that are not over by then are let go of, with an error that names them.
 
@@ -248,6 +395,8 @@ class RunScope:
             RuntimeError: An event loop runs on this thread: use `async with`.
         """
         refuse_blocking_on_running_loop("Orchestrator.close()", "use `async with`, or asyncio.to_thread()")
+        if on_active is None:
+            on_active = "detach" if self._roster.journal.survives else "cancel"
         require_choice("on_active", on_active, get_args(OnActive))
         if timeout_s is not None:
             require_patience("timeout_s", timeout_s)
@@ -277,17 +426,8 @@ class RunScope:
     ) -> RunHandle:
         self._roster.refuse_fork()
         require_consumer(stream_to)
-        if key is not None and not isinstance(key, str):
-            raise TypeError(f"key must be a str, got {key!r}")
         client = self._client.with_options(**options) if options else self._client
-        record = RunRecord(
-            key=key or f"run-{uuid.uuid4().hex[:16]}",
-            nonce=uuid.uuid4().hex,
-            request=request,
-            deadline_at=time.monotonic() + request.deadline_s,
-            thread_id=thread_id,
-            run_id=run_id,
-        )
+        record = new_record(request, key=key, thread_id=thread_id, run_id=run_id)
         commission = Commission(
             record=record,
             client=client,
@@ -297,6 +437,29 @@ class RunScope:
             unwanted=unwanted,
         )
         return self._roster.begin(commission, stream_to=stream_to)
+
+
+def new_record(
+    request: RunRequest, *, key: str | None, thread_id: str | None, run_id: str | None = None
+) -> RunRecord:
+    """Return the first record of a run, from now on.
+
+    Raises:
+        TypeError: The key is no string.
+        ValueError: It is longer than 255 characters, or has such as no database takes.
+    """
+    if key is not None:
+        require_kind("key", key, str)
+        if len(key) > MAX_KEY_CHARACTERS or "\x00" in key:
+            raise ValueError(f"key must be at most {MAX_KEY_CHARACTERS} characters, without NUL")
+    return RunRecord(
+        key=key or f"run-{uuid.uuid4().hex[:16]}",
+        nonce=uuid.uuid4().hex,
+        request=request,
+        deadline_at=time.monotonic() + request.deadline_s,
+        thread_id=thread_id,
+        run_id=run_id,
+    )
 
 
 def stated(**given: str | None) -> CallOptions:

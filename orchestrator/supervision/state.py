@@ -10,10 +10,11 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import pykka
 
+from orchestrator.errors import OrchestratorClosed
 from orchestrator.protocol.events import MessageEvent, RunEvent, RunStepEvent
 from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
@@ -38,6 +39,8 @@ __all__ = ["RunSnapshot", "RunState", "Turn"]
 
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 _HELD_BY: Final[dict[Holder, str]] = {
     "limiter": "the limiter, which paces the requests to the server",
@@ -117,6 +120,8 @@ class RunState:
         approvals: The calls that wait for somebody's approval.
         restarts: How often the run's actor was started again.
         turn: Whose run it waits for, where another one has its thread; else `None`.
+        behind: The key of the run that has its thread in another process, where one has; else `None`.
+        elsewhere: Who conducts the run, where that is another process; else `None`.
         recovers: What it waits for between two incarnations of its actor; else `None`.
         last_request_id: The server's id of the last request of the run's that was answered. Set on the
             actors' loop.
@@ -130,6 +135,8 @@ class RunState:
         self.approvals = Approvals()
         self.restarts = 0
         self.turn: Turn | None = None
+        self.behind: str | None = None
+        self.elsewhere: str | None = None
         self.recovers: tuple[WaitsFor, str] | None = None
         self.last_request_id: str | None = None
         self._started_at = self._moved_at = time.monotonic()
@@ -139,7 +146,9 @@ class RunState:
         self._lifecycle: Lifecycle | None = None
         self._in_flight: InFlight | None = None
         self._finish: Finish | None = None
+        self._opened: Future[None] = _uncancellable()
         self._future: Future[RunResult] | None = None
+        self._recorded: Future[None] | None = None
         self._lock = threading.Lock()
         self._watchers: set[str] = set()
         self._shown: dict[str, RunEvent | RunStepEvent | MessageEvent] = {}
@@ -162,6 +171,12 @@ class RunState:
         return self._finish is not None
 
     @property
+    def noted(self) -> Finish:
+        """The outcome that was noted."""
+        assert self._finish is not None
+        return self._finish
+
+    @property
     def future(self) -> Future[RunResult]:
         """The outcome, for users: what they add to it runs on a thread of its own.
 
@@ -169,19 +184,54 @@ class RunState:
         """
         with self._lock:
             if self._future is None:
-                self._future = _uncancellable()
-                self._follow_outcome(self._future)
+                self._future = self._mirror(self.outcome)
             return self._future
 
-    def _follow_outcome(self, future: Future[RunResult]) -> None:
-        def resolve(_: Future[RunResult]) -> None:
+    @property
+    def recorded(self) -> Future[None]:
+        """Resolved once the journal has the run, or fails with what keeps it from that; else as `future`."""
+        with self._lock:
+            if self._recorded is None:
+                self._recorded = self._mirror(self._opened)
+            return self._recorded
+
+    def _mirror(self, original: Future[T]) -> Future[T]:
+        mirror: Future[T] = _uncancellable()
+
+        def resolve(_: Future[T]) -> None:
             # Called at once where the outcome is known already: nobody can have added a callback yet.
             if on_loop_thread():
-                self._resolver.submit(lambda: _copy(self.outcome, future))
+                self._resolver.submit(lambda: _copy(original, mirror))
             else:
-                _copy(self.outcome, future)
+                _copy(original, mirror)
 
-        self.outcome.add_done_callback(resolve)
+        original.add_done_callback(resolve)
+        return mirror
+
+    def conduct(self, record: RunRecord) -> None:
+        """The run is conducted here from now on, and this is what it goes on from. On the actors' loop."""
+        self._record = record
+        self.elsewhere = None
+        self._tell_opened()
+
+    def follow_elsewhere(self, record: RunRecord, owner: str) -> None:
+        """Another process conducts the run. On the actors' loop; what was noted of its end does not stand."""
+        self._record = record
+        self._lifecycle = self._in_flight = self._finish = self._ended_at = None
+        self.turn = self.behind = self.recovers = None
+        self.elsewhere = owner
+        self._tell_opened()
+
+    def finish_as_kept(self, record: RunRecord, finish: Finish) -> None:
+        """Note the outcome that the journal has of the run. On the actors' loop."""
+        self._lifecycle = None
+        self._record = record
+        self._note(finish)
+        self._tell_opened()
+
+    def _tell_opened(self) -> None:
+        if not self._opened.done():
+            self._opened.set_result(None)
 
     def conducted_by(self, lifecycle: Lifecycle) -> None:
         """From now on this machine says where the run stands."""
@@ -227,10 +277,7 @@ class RunState:
         """Note the outcome. On the actors' loop; the first one stands."""
         if self._finish is not None:
             return
-        self._finish = finish
-        self._in_flight = None
-        self.turn = self.recovers = None
-        self._ended_at = time.monotonic()
+        self._note(finish)
         if self._lifecycle is not None:
             self._record = self._lifecycle.record
             self._moved_at = self._lifecycle.progressed_at
@@ -239,13 +286,21 @@ class RunState:
         if finish.error is not None:
             explain(finish.error, self._record, self.server)
 
+    def _note(self, finish: Finish) -> None:
+        self._finish = finish
+        self._in_flight = None
+        self.turn = self.behind = self.elsewhere = self.recovers = None
+        self._ended_at = time.monotonic()
+
     def hand_over(self) -> None:
         """Tell everybody the outcome that was noted, once. On the actors' loop."""
-        assert self._finish is not None
-        if self._finish.error is not None:
-            self.outcome.set_exception(self._finish.error)
+        finish = self.noted
+        if not self._opened.done():
+            self._opened.set_exception(finish.error or OrchestratorClosed("the run was never recorded"))
+        if finish.error is not None:
+            self.outcome.set_exception(finish.error)
         else:
-            self.outcome.set_result(cast("RunResult", self._finish.result))
+            self.outcome.set_result(cast("RunResult", finish.result))
         # In this order, so that a reader who has seen the last event finds the run done.
         self.events.close()
 
@@ -280,8 +335,12 @@ class RunState:
         recovers, turn = self.recovers, self.turn
         if self._finish is not None:
             return WaitsFor.NOTHING, "it is over"
+        if self.elsewhere is not None:
+            return WaitsFor.PROCESS, f"the process that conducts it, {self.elsewhere}"
         if recovers is not None:
             return recovers
+        if self.behind is not None:
+            return WaitsFor.THREAD, f"thread {self._record.thread_id}, which run {self.behind!r} has"
         if turn is not None:
             holder = turn.holder.record.run_id or repr(turn.holder.key)
             return WaitsFor.THREAD, f"thread {self._record.thread_id}, which run {holder} has"
@@ -293,13 +352,13 @@ class RunState:
         return lifecycle.waiting
 
 
-def _uncancellable() -> Future[RunResult]:
-    future: Future[RunResult] = Future()
+def _uncancellable() -> Future[Any]:
+    future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future
 
 
-def _copy(outcome: Future[RunResult], future: Future[RunResult]) -> None:
+def _copy(outcome: Future[T], future: Future[T]) -> None:
     error = outcome.exception()
     if error is not None:
         future.set_exception(error)

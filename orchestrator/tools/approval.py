@@ -26,6 +26,7 @@ class ApprovalRequest:
         tool: The tool's name.
         arguments: The validated arguments, by the parameters' names. Do not change them.
         state: What the user gave to `start(context=…)`.
+        doubtful: A process that died may have made this call already (`on_unknown="ask"`).
     """
 
     run_id: str
@@ -34,6 +35,7 @@ class ApprovalRequest:
     tool: str
     arguments: Mapping[str, Any] = field(repr=False)
     state: Any = field(default=None, repr=False)
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,12 +35,22 @@ if TYPE_CHECKING:
     from orchestrator.protocol.objects import JSON
     from orchestrator.tools.schema import Description
 
-__all__ = ["Approval", "ExecutorSource", "OnError", "Tool", "ToolOptions", "ToolSettings", "tool"]
+__all__ = [
+    "Approval",
+    "ExecutorSource",
+    "OnError",
+    "OnUnknown",
+    "Tool",
+    "ToolOptions",
+    "ToolSettings",
+    "tool",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 OnError: TypeAlias = Literal["report", "fail"]
+OnUnknown: TypeAlias = Literal["report", "ask"]
 Approval: TypeAlias = bool | Callable[[Mapping[str, Any]], bool]
 """Whether a call waits for a person's approval, or what says so of the call's arguments, by name."""
 ExecutorSource: TypeAlias = Executor | Callable[[], Executor]
@@ -61,6 +71,7 @@ class ToolSettings(TypedDict, total=False):
     approval: Approval
     executor: ExecutorSource | None
     idempotent: bool
+    on_unknown: OnUnknown
     strict: bool
 
 
@@ -77,6 +88,7 @@ class ToolOptions:
     approval: Approval = False
     executor: ExecutorSource | None = None
     idempotent: bool = False
+    on_unknown: OnUnknown = "report"
     strict: bool = False
 
     def require_sense(self, name: str) -> None:
@@ -95,6 +107,8 @@ class ToolOptions:
             raise TypeError(f"{where}: description must be a str or None, got {self.description!r}")
         if self.on_error not in get_args(OnError):
             raise ValueError(f"{where}: on_error must be 'report' or 'fail', got {self.on_error!r}")
+        if self.on_unknown not in get_args(OnUnknown):
+            raise ValueError(f"{where}: on_unknown must be 'report' or 'ask', got {self.on_unknown!r}")
         if not isinstance(self.approval, bool) and (not callable(self.approval) or is_async(self.approval)):
             raise TypeError(f"{where}: approval must be a bool or a plain function, got {self.approval!r}")
         if self.executor is not None and not _gives_executor(self.executor):
@@ -274,6 +288,8 @@ def tool(
             another process must be picklable, and there is no `ToolContext` there.
         idempotent: Whether a call may be made again: because its process died before the outcome was known,
             or by a run that follows a failed one (`rerun=`).
+        on_unknown: What becomes of a call, not idempotent, whose process died before the outcome was known:
+            `"report"` tells the model so, `"ask"` makes it again if somebody approves.
         strict: Ask the server to hold the model to the schema. Every parameter is then required.
 
     Raises:

@@ -81,23 +81,24 @@ class ToolExecution(Settling):
         self._workplace = workplace
         self._approvals = approvals
         self._on_over = on_over
-        self._executing = self._has_place = False
+        self._executing = self._has_place = self._is_doubtful = False
         self._plan: _Plan | None = None
         self._arguments: Mapping[str, object] = {}
         self._job: Job | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, tool: Tool[..., Any]) -> None:
+    def begin(self, tool: Tool[..., Any], *, ask: bool = False) -> None:
         """Take up the first stage. The timeout of what runs on a loop, which may be busy, counts from now."""
         self._on_error = tool.options.on_error
         middleware, bridge = self._workplace.middleware, None
         if middleware or tool.options.executor is not None:
             bridge = Bridge(self._workplace.pool, self._workplace.loop)
         self._plan = _Plan(tool, layered(tool, middleware, bridge), bridge)
+        self._is_doubtful = ask
         is_async = self._plan.layer.is_async
         deadline = self._deadline
-        if is_async and not tool.options.approval and tool.options.max_concurrency is None:
+        if is_async and not (ask or tool.options.approval) and tool.options.max_concurrency is None:
             deadline = min(deadline, self._started + tool.options.timeout_s)
         self._bound(deadline)
         self._hand_over(self._prepare, is_async=is_async)
@@ -138,7 +139,7 @@ class ToolExecution(Settling):
             if is_for_program(error):
                 raise
             return
-        if asks:
+        if asks or self._is_doubtful:
             self._ask()
         else:
             self._proceed(here=True)
@@ -161,6 +162,7 @@ class ToolExecution(Settling):
             tool=context.tool,
             arguments=self._arguments,
             state=context.state,
+            doubtful=self._is_doubtful,
         )
         hook = self._workplace.approve
         if hook is None:

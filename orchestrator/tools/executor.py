@@ -104,6 +104,7 @@ class ToolExecutor:
         on_done: Callable[[ToolOutcome], None],
         on_notice: Callable[[ToolNotice], None] = _unheard,
         approvals: Approvals | None = None,
+        ask: bool = False,
         state: object = None,
         timeout_s: float | None = None,
         contextvars_context: contextvars.Context | None = None,
@@ -119,6 +120,7 @@ class ToolExecutor:
                 within `start` or `cancel`. It must be quick.
             on_notice: Told what the call has to say before that, likewise.
             approvals: Where it is asked for approval; without, nobody can approve it.
+            ask: Whether it needs approval, whatever the tool says: it may have been made before.
             state: The user's object for `ToolContext.state`.
             timeout_s: Seconds from now after which the outcome is a timeout, beside the tool's own timeout.
                 A synchronous tool's own one counts from when a thread takes it up.
@@ -154,7 +156,7 @@ class ToolExecutor:
         if tool is None:
             execution.refuse("unknown_tool", unknown_tool(tool_call.function.name, registry.names))
         else:
-            execution.begin(tool)
+            execution.begin(tool, ask=ask)
         return execution
 
     def close(self, timeout_s: float = 5.0) -> list[str]:

@@ -28,6 +28,18 @@ OUTPUTS = {
         r"assistant: Rome has 25\.3 °C on average in July\.\n"
         r"tool_calls completed\nmessage_creation completed\ndeleted\n"
     ),
+    "crash_and_resume.py": (
+        r"crash:\n"
+        r"(  (find_flight|book_hotel)\(Rome\) is called\n){2}"
+        r"  the process ends with SIGKILL\n"
+        r"resume:\n"
+        r"  find_flight\(Rome\) is called\n"
+        r'get_weather: \{"city": "Rome", "month": "July", "mean_c": 25\.3\}\n'
+        r"find_flight: 09:40\n"
+        r"book_hotel: unknown: the process died that made the call, and whether it took effect is not known\n"
+        r"The trip to Rome is planned; please check the hotel\.\n"
+        r"1 run, 1 submission\n"
+    ),
     "faults.py": (
         r"Rome has 25\.3 °C on average in July\.\n"
         r"2 requests for a run, 1 run\n"
@@ -71,6 +83,19 @@ OUTPUTS = {
         r"A suite in Oslo until 2026-05-04, for 420\.75 euros\.\n"
     ),
     "weather.py": "",
+    "web_app.py": (
+        r"202 \{'key': 'question-1'\}\n"
+        r"tool\.finished\n"
+        r'outcome: \{"status":"completed","text":"Rome has 25\.3 °C on average in July\."\}\n'
+        r"the application has ended\n"
+    ),
+    "worker_recipes.py": (
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"told to stop: 0 runs are left to others\n"
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"(Oslo has [\d.]+ °C on average in July\.\n){2}"
+        r"2 runs were created\n"
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from stage import PATIENCE_S, QUICK, Stage, assert_nothing_left
 from orchestrator import RestartPolicy, RunHandle, ServerLimits, ToolRegistry
 from orchestrator.client import AsyncThreadsClient
 from orchestrator.errors import APIConnectionError
-from orchestrator.journal import MemoryJournal
+from orchestrator.journal import Address, MemoryJournal
 from orchestrator.runs.backend import Heard, ThreadsBackend
 from orchestrator.runs.effects import CancelRun, CreateRun, RequestEffect
 from orchestrator.runs.inputs import Input, RequestFailed, TimerFired
@@ -26,7 +26,7 @@ from orchestrator.supervision import RunState, Supervisor
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
 from orchestrator.supervision.in_flight import InFlight
-from orchestrator.supervision.supervisor import Admit, Forward
+from orchestrator.supervision.messages import Admit, Forward
 from orchestrator.tools import Approvals, ToolExecutor
 from orchestrator.tools.threads import ThreadPool
 
@@ -163,6 +163,7 @@ class Crew:
             jitter=random.random,
             log_tool_data=False,
             ended=RunState.hand_over,
+            take_up=lambda stored: None,
         )
 
     def start(
@@ -179,19 +180,27 @@ class Crew:
         key = uuid.uuid4().hex
         record = RunRecord(key=key, nonce=key, request=request, deadline_at=time.monotonic() + PATIENCE_S)
         state = RunState(record, server=self._client.base_url, resolver=self._resolver)
-        in_flight = InFlight(
-            key=key,
-            backend=around(ThreadsBackend(self._client, heard=self._hear)),
-            gate=self._gate,
-            draining=self._draining,
-            executor=self._executor,
-            approvals=Approvals(),
-            registry=self._registry,
-            context=None,
-            contextvars_context=contextvars.copy_context(),
-            loop_thread=self._thread,
+        variables = contextvars.copy_context()
+
+        def serve(record: RunRecord) -> InFlight:
+            return InFlight(
+                key=record.key,
+                backend=around(ThreadsBackend(self._client, heard=self._hear)),
+                gate=self._gate,
+                draining=self._draining,
+                executor=self._executor,
+                approvals=Approvals(),
+                registry=self._registry,
+                context=None,
+                contextvars_context=variables,
+                loop_thread=self._thread,
+                may_act=lambda: True,
+            )
+
+        address = Address(base_url=self._client.base_url)
+        self.supervisor.tell(
+            Admit(record=record, address=address, state=state, serve=serve, settle=lambda record: record)
         )
-        self.supervisor.tell(Admit(record=record, state=state, in_flight=in_flight))
         return RunHandle(state, self.supervisor)
 
     def _hear(self, heard: Heard) -> None:

@@ -306,6 +306,7 @@ class Streaming:
             context=None,
             contextvars_context=contextvars.copy_context(),
             loop_thread=loop_thread,
+            may_act=lambda: True,
         )
         request = RunRequest(assistant_id="asst_1")
         record = RunRecord(key="mine", nonce="n", request=request, deadline_at=1e9, phase=Phase.WATCHING)

@@ -74,6 +74,7 @@ class Home:
             context=None,
             contextvars_context=contextvars.copy_context(),
             loop_thread=self.thread,
+            may_act=lambda: True,
         )
 
     def fetch(self) -> str:

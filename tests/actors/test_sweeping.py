@@ -16,7 +16,7 @@ from stage import PATIENCE_S, Gate, Stage, active_runs, wait_until
 
 from orchestrator.errors import APIError, AuthenticationError, OrchestratorClosed
 from orchestrator.runs.effects import CreateRun
-from orchestrator.supervision.supervisor import FindOrphans
+from orchestrator.supervision.messages import FindOrphans
 
 if TYPE_CHECKING:
     from orchestrator.runs.backend import Backend, Report

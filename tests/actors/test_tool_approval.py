@@ -16,7 +16,7 @@ from stage import PATIENCE_S, QUICK, Stage, staged, wait_until
 from orchestrator import ApprovalRequest, Notice, Orchestrator, RunHandle, Timing, ToolContext, tool
 from orchestrator.errors import ToolFailed
 from orchestrator.runs.machine import WaitsFor
-from orchestrator.supervision.supervisor import Forward
+from orchestrator.supervision.messages import Forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -25,7 +25,7 @@ from storm import KEY, Citadel
 from orchestrator import Orchestrator, RunHandle, ToolContext, tool
 from orchestrator.client import ThreadsClient
 from orchestrator.runtime import acquire
-from orchestrator.supervision.supervisor import FindOrphans
+from orchestrator.supervision.messages import FindOrphans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

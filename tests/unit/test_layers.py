@@ -33,6 +33,7 @@ ROWS = (
     "testing",
     "fixtures",
     "demo",
+    "commands",
     "",  # the package's own __init__: the public names
     "cli",
     "__main__",
@@ -59,8 +60,10 @@ HEAVY_ALLOWED = {
     "server": {"sqlalchemy", "starlette", "uvicorn"},
     "server.migrations": {"alembic"},
     "workers.asgi": {"starlette"},
+    "workers.attendance": {"celery"},
     "workers.celery": {"celery"},
     "cli": {"rich", "typer"},
+    "commands.listing": {"rich"},
 }
 
 

@@ -65,7 +65,8 @@ def test_every_package_exports_what_it_names_and_nothing_else(name: str) -> None
     named = getattr(package, "__all__", [])
     assert sorted(set(named)) == sorted(named)
     assert {export for export in named if not hasattr(package, export)} == set()
-    assert public(package) == set(named)
+    # Less than all of them where some are imported when they are asked for.
+    assert public(package) <= set(named)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
