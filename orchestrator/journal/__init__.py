@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import JournalError
+from orchestrator import errors
 from orchestrator.journal.interface import (
     Address,
     Answer,
@@ -49,7 +49,7 @@ def sql_journal(url: str) -> SQLJournal:
     try:
         from orchestrator.journal.sql import SQLJournal
     except ImportError as error:
-        raise JournalError(
+        raise errors.JournalError(
             f"a journal needs another extra: pip install 'run-orchestrator[journal]' ({error})"
         ) from error
     return SQLJournal(url)
