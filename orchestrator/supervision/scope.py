@@ -24,7 +24,6 @@ from orchestrator.runs.request import (
     OnDeadline,
     RunRequest,
     require_choice,
-    require_kind,
     require_patience,
 )
 from orchestrator.runtime import refuse_blocking_on_running_loop
@@ -449,7 +448,8 @@ def new_record(
         ValueError: It is longer than 255 characters, or has such as no database takes.
     """
     if key is not None:
-        require_kind("key", key, str)
+        if not isinstance(key, str):
+            raise TypeError(f"key must be a str, got {key!r}")
         if len(key) > MAX_KEY_CHARACTERS or "\x00" in key:
             raise ValueError(f"key must be at most {MAX_KEY_CHARACTERS} characters, without NUL")
     return RunRecord(
