@@ -144,7 +144,8 @@ def _cells(*texts: str) -> list[Text]:
 
 
 def _print_line(console: Console, *cells: str) -> None:
-    console.print(Text("\t".join(safe(cell) for cell in cells)), soft_wrap=True)
+    # Not by the console's own print, which makes spaces of tabs.
+    print("\t".join(safe(cell) for cell in cells), file=console.file)
 
 
 def _moment(at: datetime) -> str:

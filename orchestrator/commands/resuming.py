@@ -6,11 +6,12 @@ is the journal's to say, and what becomes of them the orchestrator's.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.demo.interruption import Interrupted, Interruptions
 from orchestrator.errors import OrchestratorClosed, OrchestratorError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from orchestrator.supervision.handle import RunHandle
 
 __all__ = ["BadApplicationError", "found", "take_up"]
+
+
+_LOOK_S: Final = 0.2
 
 
 class BadApplicationError(Exception):
@@ -82,7 +86,7 @@ def take_up(orchestrator: Orchestrator, *, forever: bool, drain_s: float, tell: 
                 tell(f"{len(taken)} {'run is' if len(taken) == 1 else 'runs are'} taken up")
                 waited_for = {handle.key for handle in taken}
                 while waited_for or forever:
-                    handle = ended.get()
+                    handle = _next(ended)
                     waited_for.discard(handle.key)
                     line, well = _outcome(handle)
                     tell(line)
@@ -90,11 +94,18 @@ def take_up(orchestrator: Orchestrator, *, forever: bool, drain_s: float, tell: 
         except Interrupted as interrupted:
             code = 0 if forever else interrupted.exit_code
             orchestrator.drain(drain_s)
-            while not ended.empty():
-                tell(_outcome(ended.get())[0])
         finally:
             orchestrator.close(on_active="detach")
+    while not ended.empty():
+        tell(_outcome(ended.get())[0])
     return code
+
+
+def _next(ended: SimpleQueue[RunHandle]) -> RunHandle:
+    """Wait for a run's end, in steps: a signal just before a wait without an end would not be heeded."""
+    while True:
+        with contextlib.suppress(Empty):
+            return ended.get(timeout=_LOOK_S)
 
 
 def _put_at_end(handle: RunHandle, ended: SimpleQueue[RunHandle]) -> None:

@@ -143,6 +143,7 @@ class Access:
                     select(runs.c.ordinal)
                     .where(runs.c.ended_at < now - older_than.total_seconds())
                     .limit(_AT_ONCE)
+                    .with_for_update(skip_locked=True)  # somebody is about to read that one
                 )
                 ordinals = connection.execute(old).scalars().all()
                 if ordinals:

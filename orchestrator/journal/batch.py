@@ -251,7 +251,8 @@ class Batch:
             self._answer(order, Held(record=record, owner=row.owner))
             return
         first = row.epoch == 0
-        if first and loaded.run.address.base_url in self.echoing:
+        if loaded.run.address.base_url in self.echoing:
+            # Its last owner may have known less: what is not found by its nonce was never created.
             record = replace(record, metadata_echoed=True)
         place = Place(row.ordinal, row.epoch + 1, row.seq)
         self._changes.happen(place, Happening("begun" if first else "taken over", self.me))

@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from orchestrator.journal.batch import Batch
     from orchestrator.journal.database import Database
 
-__all__ = ["FREE", "Housekeeping"]
+__all__ = ["FREE", "OURS", "Housekeeping"]
 
 FREE: Final = or_(runs.c.owner.is_(None), runs.c.lease_until <= bindparam("now"))
 """A run that nobody conducts, or whose owner was not heard of in time."""
 
 _OPEN: Final = runs.c.ended_at.is_(None)
+
+OURS: Final = (
+    select(runs.c.key).where(runs.c.owner == bindparam("me"), _OPEN).order_by(runs.c.key).with_for_update()
+)
+"""What is conducted here, locked in the order in which a batch locks, so that neither waits for the other."""
 
 _RENEW: Final = (
     update(runs)
@@ -82,6 +87,7 @@ class Housekeeping:
 
     def renew(self, connection: Connection, database: Database, lease_s: float) -> set[str]:
         """Make all our leases longer; return the keys of those that were still ours."""
+        connection.execute(OURS, {"me": self._me}).all()
         until = float(connection.execute(select(database.now)).scalar_one()) + lease_s
         return set(connection.execute(_RENEW, {"me": self._me, "until": until}).scalars())
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
 from orchestrator.errors import JournalError
 from orchestrator.journal.batch import Batch, Owned
-from orchestrator.journal.housekeeping import Housekeeping
+from orchestrator.journal.housekeeping import OURS, Housekeeping
 from orchestrator.journal.interface import Refused
 from orchestrator.journal.orders import Claim, LostNews, News, Open, OpenedNews, Order, Write
 from orchestrator.journal.schema import runs, servers
@@ -269,6 +269,7 @@ class Writer:
         """Nobody conducts these runs here any more: whoever wants may."""
         connection = self._connected()
         with self._database.write(connection):
+            connection.execute(OURS, {"me": self.me}).all()
             free = {"owner": None, "lease_until": None}
             connection.execute(runs.update().where(runs.c.owner == self.me).values(free))
         for key in tuple(self._owned):

@@ -34,7 +34,7 @@ OUTPUTS = {
         r"  the process ends with SIGKILL\n"
         r"resume:\n"
         r"  find_flight\(Rome\) is called\n"
-        r'get_weather: \{"city":"Rome","month":"July","mean_c":25\.3\}\n'
+        r'get_weather: \{"city": "Rome", "month": "July", "mean_c": 25\.3\}\n'
         r"find_flight: 09:40\n"
         r"book_hotel: unknown: the process died that made the call, and whether it took effect is not known\n"
         r"The trip to Rome is planned; please check the hotel\.\n"
@@ -88,6 +88,13 @@ OUTPUTS = {
         r"tool\.finished\n"
         r'outcome: \{"status":"completed","text":"Rome has 25\.3 °C on average in July\."\}\n'
         r"the application has ended\n"
+    ),
+    "worker_recipes.py": (
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"told to stop: 0 runs are left to others\n"
+        r"Rome has 25\.3 °C on average in July\.\n"
+        r"(Oslo has [\d.]+ °C on average in July\.\n){2}"
+        r"2 runs were created\n"
     ),
 }
 

@@ -199,7 +199,7 @@ def test_a_deadline_ends_the_wait_and_says_what_became_of_the_run(
     stage: Stage, on_deadline: OnDeadline
 ) -> None:
     with stage.orchestrator() as orchestrator:
-        run = orchestrator.start(stage.assistant, messages="dawdle", deadline_s=0.3, on_deadline=on_deadline)
+        run = orchestrator.start(stage.assistant, messages="dawdle", deadline_s=1.5, on_deadline=on_deadline)
         with pytest.raises(DeadlineExceeded) as exceeded:
             run.result(PATIENCE_S)
     assert (exceeded.value.thread_id, exceeded.value.run_id) == (run.thread_id, run.run_id)

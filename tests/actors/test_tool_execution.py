@@ -7,6 +7,7 @@ import contextvars
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -364,7 +365,8 @@ def test_an_asynchronous_tool_that_takes_too_long_is_cancelled(calls: Calls) -> 
     calls.run(double_slowly, {"number": 1})  # so that the loop is up
     outcome = calls.run(hang)
     assert outcome.error is not None
-    assert outcome.error.message == "no result within 0.05 seconds"
+    # The time runs from the start, and a busy machine's loop may come to the call late.
+    assert re.fullmatch(r"no result within 0\.0\d seconds", outcome.error.message)
     assert cancelled.wait(PATIENCE_S)
     assert calls.executor.stuck_threads == 0
 

@@ -335,6 +335,14 @@ def test_servers_that_give_metadata_back_are_remembered(url: str, first: Desk) -
         assert not elsewhere.record.metadata_echoed
 
 
+def test_who_takes_a_run_up_knows_what_others_have_seen_of_its_server(first: Desk, second: Desk) -> None:
+    run, other = first.conduct(record()), second.conduct(record("two"))
+    second.record(replace(other, metadata_echoed=True))
+    assert not run.metadata_echoed
+    first.do(first.journal.let_go, "one")
+    assert second.take("one").record.metadata_echoed
+
+
 # What a journal refuses
 
 
