@@ -265,6 +265,9 @@ def install(app: Celery, factory: Callable[[], Orchestrator], *, drain_s: float 
     def run_assistant(task: RunAssistant, key: str) -> dict[str, Any]:
         return task.conduct(key)
 
+    # After a broker's restart Celery would raise the prefetch count on the threads of its pool, by requests
+    # whose answers its main thread may read: such a worker hangs. Whoever configures it is obeyed.
+    app.add_defaults({"worker_enable_prefetch_count_reduction": False})
     declare = app.task(
         name=NAME, base=RunAssistant, bind=True, shared=False, processes=processes, attendance=attendance
     )
