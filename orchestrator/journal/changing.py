@@ -144,25 +144,20 @@ class Changes:
     def write(self, connection: Connection) -> None:
         """Write everything; a table that is not concerned costs nothing."""
         upsert = self.database.upsert
+        ended = ("state", "output", "error", "attempts", "duration_s", "run_id", "epoch")
         for statement, rows in (
             (_PROGRESS, self._progress),
             (_END, self._ends),
             (_OWNER, self._owners),
             (_CANCEL, self._cancels),
+            (upsert(tool_calls), self._begun),
+            (upsert(tool_calls, *ended), self._ended),
+            (upsert(submissions, "state", "epoch", "at"), self._submissions),
+            (upsert(events), self._events),
+            (upsert(servers), self._servers),
         ):
             if rows:
-                connection.execute(statement, rows)
-        if self._begun:
-            connection.execute(upsert(tool_calls), self._begun)
-        if self._ended:
-            changed = ("state", "output", "error", "attempts", "duration_s", "run_id", "epoch")
-            connection.execute(upsert(tool_calls, *changed), self._ended)
-        if self._submissions:
-            connection.execute(upsert(submissions, "state", "epoch", "at"), self._submissions)
-        if self._events:
-            connection.execute(upsert(events), self._events)
-        if self._servers:
-            connection.execute(upsert(servers), self._servers)
+                self.database.execute_many(connection, statement, rows)
 
     def _begun_row(self, place: Place, record: RunRecord, call: ToolCall, number: int) -> dict[str, Any]:
         return {
@@ -232,7 +227,7 @@ def _columns(record: RunRecord, offset_s: float) -> dict[str, Any]:
         "thread_id": record.thread_id,
         "run_id": record.run_id,
         "state": encoded_record(record, offset_s),
-        "phase": record.phase,
+        "phase": record.phase.value,
         "status": record.status,
         "attempts": record.attempt,
     }

@@ -11,6 +11,7 @@ database, so that nothing here is held for longer than a transaction. Knows no t
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ from orchestrator.journal import schema
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Executable
 
 __all__ = ["Database"]
 
@@ -95,6 +96,7 @@ class Database:
                 f"postgresql+psycopg://user@host/database"
             )
         self._prepared = False
+        self._compiled: dict[Executable, tuple[str, list[str] | None]] = {}
 
     @property
     def place(self) -> URL:
@@ -118,6 +120,7 @@ class Database:
         if self._path is None:
             connection.execute(select(func.pg_advisory_xact_lock(name)))
 
+    @cache  # noqa: B019 - a few statements, for as long as the database is used
     def upsert(self, table: Table, *changed: str) -> Any:
         """An INSERT that replaces these columns where the row exists, or with none leaves it as it is."""
         kind = sqlite if self._path is not None else postgresql
@@ -128,6 +131,21 @@ class Database:
         return insert.on_conflict_do_update(
             index_elements=keys, set_={name: insert.excluded[name] for name in changed}
         )
+
+    def execute_many(self, connection: Connection, statement: Any, rows: list[dict[str, Any]]) -> None:
+        """Execute a statement for each of the rows, which all have the same names.
+
+        It is compiled once, and the driver is given the values as they are: what SQLAlchemy does to each of
+        them costs more than the database.
+        """
+        if statement not in self._compiled:
+            compiled = statement.compile(dialect=self._engine.dialect, column_keys=list(rows[0]))
+            self._compiled[statement] = str(compiled), compiled.positiontup
+        text, order = self._compiled[statement]
+        if order is None:
+            connection.exec_driver_sql(text, rows)
+        else:
+            connection.exec_driver_sql(text, [tuple(map(row.__getitem__, order)) for row in rows])
 
     def connect(self) -> Connection:
         """Connect, and see once that the tables are there; blocks.

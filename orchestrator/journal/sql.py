@@ -99,6 +99,7 @@ class SQLJournal:
         self._tickets = 0
         self._numbers: dict[str, int] = {}
         self._last: dict[str, RunRecord] = {}
+        self._ending: set[str] = set()
 
     def __eq__(self, other: object) -> bool:
         """Whether both work on the same database."""
@@ -153,12 +154,15 @@ class SQLJournal:
 
     def finish(self, record: RunRecord, finish: Finish) -> int:
         """See `Journal.finish`."""
+        self._ending.add(record.key)
         return self._write(record, finish)
 
     def let_go(self, key: str) -> None:
         """See `Journal.let_go`."""
-        if self._numbers.pop(key, None) is not None:
-            self._last.pop(key, None)
+        ends = key in self._ending
+        self._ending.discard(key)
+        self._last.pop(key, None)
+        if self._numbers.pop(key, None) is not None and not ends:
             self._serving.ask(LetGo(key))
 
     def request_cancel(self, key: str) -> None:
@@ -178,6 +182,7 @@ class SQLJournal:
         self._tickets += 1
         self._numbers[key] = self._tickets
         self._last.pop(key, None)
+        self._ending.discard(key)
         return self._tickets
 
     def _write(self, record: RunRecord, finish: Finish | None) -> int:
@@ -208,6 +213,7 @@ class SQLJournal:
                     self._tell_opened(one)
                 case LostNews(key=key, error=error):
                     self._last.pop(key, None)
+                    self._ending.discard(key)
                     self._listener.lost(key, error)
                 case CancelNews(key=key):
                     self._listener.cancel_wanted(key)
