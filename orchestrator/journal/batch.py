@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
 from sqlalchemy import bindparam, select
 
 from orchestrator.errors import JournalError, KeyReused, UnknownRun
@@ -231,7 +232,7 @@ class Batch:
     def _begin(self, order: Open, row: Any) -> None:
         record = order.record
         if order.address.base_url in self.echoing:
-            record = replace(record, metadata_echoed=True)
+            record = structs.replace(record, metadata_echoed=True)
         place = Place(row.ordinal, row.epoch, 0)
         self._changes.happen(place, Happening("begun", self.me))
         self._changes.own(place, self.me, self._lease_until)
@@ -253,7 +254,7 @@ class Batch:
         first = row.epoch == 0
         if loaded.run.address.base_url in self.echoing:
             # Its last owner may have known less: what is not found by its nonce was never created.
-            record = replace(record, metadata_echoed=True)
+            record = structs.replace(record, metadata_echoed=True)
         place = Place(row.ordinal, row.epoch + 1, row.seq)
         self._changes.happen(place, Happening("begun" if first else "taken over", self.me))
         self._changes.own(place, self.me, self._lease_until)

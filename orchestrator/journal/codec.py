@@ -8,14 +8,13 @@ of this process's monotonic one. Knows no tables and no database.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from orchestrator import errors
 from orchestrator.errors import JournalError, OrchestratorError
 from orchestrator.protocol.objects import LastError, Message, RunStep, Usage
-from orchestrator.runs import record as record_module
 from orchestrator.runs.effects import Finish
 from orchestrator.runs.record import RunRecord
 from orchestrator.runs.request import RunRequest
@@ -71,15 +70,14 @@ class Outcome(msgspec.Struct, omit_defaults=True, kw_only=True):
 _APART: Final = {"key", "request", "results", "failure"}
 """Fields of a record that are not in its state as they are."""
 
-_PLAIN: Final = [field for field in dataclasses.fields(RunRecord) if field.name not in _APART]
+_PLAIN: Final = [field for field in msgspec.structs.fields(RunRecord) if field.name not in _APART]
 
 
 def _state_struct() -> type[Any]:
-    hints = get_type_hints(RunRecord, vars(record_module))
     fields: list[Any] = [("failure", Failure | None, None)]
     for field in _PLAIN:
-        default = () if field.default is dataclasses.MISSING else (field.default,)
-        fields.append((field.name, hints[field.name], *default))
+        default = () if field.default is msgspec.NODEFAULT else (field.default,)
+        fields.append((field.name, field.type, *default))
     return msgspec.defstruct("State", fields, omit_defaults=True, kw_only=True)
 
 

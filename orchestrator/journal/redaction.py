@@ -58,14 +58,14 @@ class Redaction:
         calls = tuple(map(self._call, record.calls))
         if calls == record.calls and not self._changes(record.results_of(record.round).values()):
             return record
-        return replace(record, calls=calls, redacted=True, digest=digest_of(record.calls))
+        return msgspec.structs.replace(record, calls=calls, redacted=True, digest=digest_of(record.calls))
 
     def finish(self, finish: Finish) -> Finish:
         """What is kept of an outcome; the calls of its result are written apart."""
         if self._redact is None or finish.result is None:
             return finish
         steps = tuple(map(self._step, finish.result.steps))
-        return replace(finish, result=replace(finish.result, steps=steps))
+        return msgspec.structs.replace(finish, result=replace(finish.result, steps=steps))
 
     def _kept(self, what: Literal["arguments", "output"], tool: str, text: str) -> str:
         if self._redact is None:

@@ -7,8 +7,9 @@ Effects are performed in the order they are returned in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import msgspec
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.protocol.objects import JSON, ToolCall, ToolOutput
@@ -38,16 +39,14 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateThread:
+class CreateThread(msgspec.Struct, frozen=True, kw_only=True):
     """Create an empty thread, marked with the nonce. Repeatable."""
 
     number: int
     nonce: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateRun:
+class CreateRun(msgspec.Struct, frozen=True, kw_only=True):
     """Create the run. Not repeatable: its outcome is looked up by the nonce.
 
     Attributes:
@@ -71,8 +70,7 @@ class CreateRun:
     stream: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrieveRun:
+class RetrieveRun(msgspec.Struct, frozen=True, kw_only=True):
     """Look at the run. Repeatable.
 
     Attributes:
@@ -85,16 +83,14 @@ class RetrieveRun:
     urgent: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListRuns:
+class ListRuns(msgspec.Struct, frozen=True, kw_only=True):
     """List the thread's runs, newest first. Repeatable."""
 
     number: int
     thread_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchTranscript:
+class FetchTranscript(msgspec.Struct, frozen=True, kw_only=True):
     """Fetch the run's messages and steps. Repeatable."""
 
     number: int
@@ -102,8 +98,7 @@ class FetchTranscript:
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmitToolOutputs:
+class SubmitToolOutputs(msgspec.Struct, frozen=True, kw_only=True):
     """Submit a whole batch. Not repeatable: its outcome is looked up by retrieving the run."""
 
     number: int
@@ -113,8 +108,7 @@ class SubmitToolOutputs:
     stream: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRun:
+class CancelRun(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the server to cancel the run. Repeatable: a second cancel is refused or does nothing."""
 
     number: int
@@ -122,15 +116,13 @@ class CancelRun:
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseStream:
+class CloseStream(msgspec.Struct, frozen=True, kw_only=True):
     """Close the stream that a request opened; nothing more is told of it."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Withdraw:
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
     """Take a request back that has not left yet; it then fails as one that was never sent.
 
     Of one that has left, nothing changes.
@@ -139,8 +131,7 @@ class Withdraw:
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartTools:
+class StartTools(msgspec.Struct, frozen=True, kw_only=True):
     """Start these calls of one round, all at once.
 
     Attributes:
@@ -156,13 +147,11 @@ class StartTools:
     doubtful: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopTools:
+class StopTools(msgspec.Struct, frozen=True, kw_only=True):
     """Stop every call that is under way; their outcomes no longer matter."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True, kw_only=True):
     """Tell `TimerFired` after a while, in place of an earlier timer of the same name."""
 
     timer: Timer
@@ -170,29 +159,25 @@ class SetTimer:
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClearTimer:
+class ClearTimer(msgspec.Struct, frozen=True, kw_only=True):
     """Forget a timer."""
 
     timer: Timer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Keep this: a successor goes on from the last record that was kept."""
 
     record: RunRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Publish:
+class Publish(msgspec.Struct, frozen=True, kw_only=True):
     """Show this to whoever reads the run's events."""
 
     event: StreamedEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """The run is over for us: exactly one of the two is set. Nothing comes after it.
 
     Requests, streams and tool calls that are under way are given up with it, in one step: were they stopped

@@ -6,9 +6,10 @@ can tell a current observation from one that was overtaken. Building an input ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias
+
+import msgspec
 
 from orchestrator.errors import APIError
 from orchestrator.protocol.events import StreamEvent
@@ -57,13 +58,11 @@ class Timer(StrEnum):
     """A cancelled run has not reached its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class Started(msgspec.Struct, frozen=True, kw_only=True):
     """Admission was granted: the run may send its first request."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed:
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     """A new incarnation of the run's actor took the record over.
 
     Attributes:
@@ -78,16 +77,14 @@ class Resumed:
     unwanted: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadCreated:
+class ThreadCreated(msgspec.Struct, frozen=True, kw_only=True):
     """The empty thread exists."""
 
     number: int
     thread: Thread
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunObserved:
+class RunObserved(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run object was seen, in an answer or in a stream.
 
     Attributes:
@@ -105,24 +102,21 @@ class RunObserved:
     expires_in_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventObserved:
+class EventObserved(msgspec.Struct, frozen=True, kw_only=True):
     """Any other event was seen in a stream."""
 
     number: int
     event: StreamEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunsListed:
+class RunsListed(msgspec.Struct, frozen=True, kw_only=True):
     """The runs of the thread were listed, newest first."""
 
     number: int
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TranscriptFetched:
+class TranscriptFetched(msgspec.Struct, frozen=True, kw_only=True):
     """The messages and steps of the run were fetched, oldest first."""
 
     number: int
@@ -130,8 +124,7 @@ class TranscriptFetched:
     steps: tuple[RunStep, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamEnded:
+class StreamEnded(msgspec.Struct, frozen=True, kw_only=True):
     """A stream is over and its connection closed; that is never a verdict.
 
     Attributes:
@@ -143,16 +136,14 @@ class StreamEnded:
     error: APIError | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFailed:
+class RequestFailed(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt failed, and its connection is closed or given back."""
 
     number: int
     error: APIError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolFinished:
+class ToolFinished(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call has its outcome; there is exactly one for each call that was started.
 
     Attributes:
@@ -174,8 +165,7 @@ class ToolFinished:
     duration_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolNoticed:
+class ToolNoticed(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call has something to say before it is over.
 
     Attributes:
@@ -193,18 +183,15 @@ class ToolNoticed:
     fraction: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRequested:
+class CancelRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody wants the run to end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetachRequested:
+class DetachRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Stop watching and leave the run to the server; its ids are reported."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimerFired:
+class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
     """A timer is due.
 
     Attributes:

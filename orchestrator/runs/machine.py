@@ -5,9 +5,11 @@ Owns the mechanics that every phase needs and no rule of the protocol. Knows not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec.structs import replace
 
 from orchestrator.client.retry import RetryPolicy, Verdict, delay_s, judge
 from orchestrator.protocol.events import RunEvent, Snapshots

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, takewhile
 from operator import attrgetter
+
+import msgspec
 
 from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import OrchestratorError
@@ -55,8 +56,7 @@ class Ending(StrEnum):
     """The orchestrator cannot go on; `RunRecord.failure` says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The state of one run.
 
     Attributes:

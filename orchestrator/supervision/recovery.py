@@ -13,8 +13,9 @@ How a call is started, approved or answered is decided elsewhere, as for any cal
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from orchestrator.runs.record import Phase
 from orchestrator.runs.result import ToolCallResult

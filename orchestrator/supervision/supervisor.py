@@ -15,9 +15,11 @@ and fails with an error that names it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from orchestrator.errors import JournalError, OrchestratorClosed, OrchestratorError, RunError, ThreadBusy
 from orchestrator.journal import Conducted, Ended, Held, Refused

@@ -266,8 +266,8 @@ def install(app: Celery, factory: Callable[[], Orchestrator], *, drain_s: float 
         return task.conduct(key)
 
     # After a broker's restart Celery would raise the prefetch count on the threads of its pool, by requests
-    # whose answers its main thread may read: such a worker hangs. And of a result that cannot be stored at
-    # that moment it would make a failed task, once it can be, though the run has ended well. Whoever configures
+    # whose answers its main thread may read: such a worker hangs. And a result that cannot be stored at that
+    # moment would become a failed task as soon as it can, though the run has ended well. Whoever configures
     # them is obeyed.
     app.add_defaults({"worker_enable_prefetch_count_reduction": False, "result_backend_always_retry": True})
     declare = app.task(

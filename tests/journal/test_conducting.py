@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from desk import ACTING, ADDRESS, CALL, PATIENCE_S, Desk, desk, outcome, record
+from msgspec import structs
 from sqlalchemy import create_engine, text
 
 from orchestrator.errors import BadRequestError, JournalError, KeyReused, RunLost, UnknownRun
@@ -40,7 +41,9 @@ def execute(url: str, statement: str, **values: Any) -> list[Any]:
 
 def assert_same(known: RunRecord, given: RunRecord) -> None:
     assert abs(known.deadline_at - given.deadline_at) < 0.1
-    assert replace(known, deadline_at=0.0, failure=None) == replace(given, deadline_at=0.0, failure=None)
+    assert structs.replace(known, deadline_at=0.0, failure=None) == structs.replace(
+        given, deadline_at=0.0, failure=None
+    )
 
 
 # One process
@@ -61,7 +64,7 @@ def test_a_record_that_was_kept_comes_back_whole(url: str, first: Desk) -> None:
     run = first.conduct(record())
     failure = BadRequestError("no", method="GET", path="/x", status=400, headers={"a": "b"}, code="bad")
     failure.add_note("look there")
-    later = replace(
+    later = structs.replace(
         run,
         **ACTING | {"round": 2},
         status="requires_action",
@@ -81,7 +84,7 @@ def test_a_record_that_was_kept_comes_back_whole(url: str, first: Desk) -> None:
     assert stored.expires_at is not None
     assert later.expires_at is not None
     assert abs(stored.expires_at - later.expires_at) < 0.1
-    assert_same(replace(stored, expires_at=None), replace(later, expires_at=None))
+    assert_same(structs.replace(stored, expires_at=None), structs.replace(later, expires_at=None))
     assert isinstance(stored.failure, BadRequestError)
     assert str(stored.failure) == str(failure)
     assert (stored.failure.status, stored.failure.code, stored.failure.headers) == (400, "bad", {})
@@ -89,12 +92,12 @@ def test_a_record_that_was_kept_comes_back_whole(url: str, first: Desk) -> None:
 
 
 def test_an_outcome_that_was_kept_comes_back_whole(url: str, first: Desk) -> None:
-    run = replace(first.conduct(record()), **ACTING, results=(outcome(),))
+    run = structs.replace(first.conduct(record()), **ACTING, results=(outcome(),))
     message = Message(id="msg_1", role="assistant")
     result = RunResult(
         status="completed", thread_id="t", run_id="r", messages=(message,), tool_calls=run.results
     )
-    first.finish(replace(run, phase=Phase.FINISHED), Finish(result=result))
+    first.finish(structs.replace(run, phase=Phase.FINISHED), Finish(result=result))
     assert SQLJournal(url).outcome("one") == Finish(result=result)
     ended = first.claim("one")
     assert isinstance(ended, Ended)
@@ -109,7 +112,7 @@ def test_an_outcome_that_was_kept_comes_back_whole(url: str, first: Desk) -> Non
 
 @pytest.mark.parametrize("words", ["\0", "\ud800", "é\U0001f600", ""])
 def test_whatever_a_tool_says_is_kept(url: str, first: Desk, words: str) -> None:
-    run = replace(first.conduct(record()), **ACTING, results=(outcome(output=words, error=words),))
+    run = structs.replace(first.conduct(record()), **ACTING, results=(outcome(output=words, error=words),))
     first.record(run)
     (result,) = SQLJournal(url).load("one").record.results
     assert (result.output, result.error) == (words, words)
@@ -118,7 +121,7 @@ def test_whatever_a_tool_says_is_kept(url: str, first: Desk, words: str) -> None
 def test_records_that_come_fast_are_kept_in_their_order_and_told_without_gaps(url: str, first: Desk) -> None:
     run = first.conduct(record())
     for number in range(1, 51):
-        run = replace(run, number=number, phase=Phase.WATCHING if number % 2 else Phase.ACTING)
+        run = structs.replace(run, number=number, phase=Phase.WATCHING if number % 2 else Phase.ACTING)
         if number < 50:
             first.do(first.journal.record, run)
         else:
@@ -131,12 +134,12 @@ def test_records_that_come_fast_are_kept_in_their_order_and_told_without_gaps(ur
 
 def test_the_history_tells_of_calls_and_submissions_and_no_tool_data(url: str, first: Desk) -> None:
     run = first.conduct(record())
-    acting = replace(run, **ACTING)
-    acted = replace(acting, results=(outcome(),))
-    submitting = replace(acted, phase=Phase.SUBMITTING)
-    for later in (acting, acted, submitting, replace(acted, phase=Phase.WATCHING, calls=())):
+    acting = structs.replace(run, **ACTING)
+    acted = structs.replace(acting, results=(outcome(),))
+    submitting = structs.replace(acted, phase=Phase.SUBMITTING)
+    for later in (acting, acted, submitting, structs.replace(acted, phase=Phase.WATCHING, calls=())):
         first.record(later)
-    first.finish(replace(acted, phase=Phase.FINISHED), DONE)
+    first.finish(structs.replace(acted, phase=Phase.FINISHED), DONE)
     history = SQLJournal(url).show("one")
     assert [(event.kind, event.detail) for event in history.events][1:] == [
         ("thread", "thread_1"),
@@ -161,7 +164,7 @@ def test_the_history_tells_of_calls_and_submissions_and_no_tool_data(url: str, f
 
 def test_a_run_that_another_process_has_is_followed_to_its_end(url: str, first: Desk, second: Desk) -> None:
     run = first.conduct(record())
-    held = second.open(replace(run, nonce="other"))
+    held = second.open(structs.replace(run, nonce="other"))
     assert isinstance(held, Held)
     assert held.owner.split(":")[1] == str(os.getpid())
     assert not second.journal.may_act("one")
@@ -174,7 +177,7 @@ def test_a_run_that_another_process_has_is_followed_to_its_end(url: str, first: 
 
 def test_a_run_that_is_let_go_of_goes_to_who_follows_it(first: Desk, second: Desk) -> None:
     run = first.conduct(record())
-    first.record(replace(run, **ACTING))
+    first.record(structs.replace(run, **ACTING))
     assert isinstance(second.claim("one"), Held)
     after = len(second.told)
     first.do(first.journal.let_go, "one")
@@ -195,12 +198,12 @@ def test_closing_gives_every_lease_up(url: str, second: Desk) -> None:
 
 def test_what_is_not_heard_of_is_lost_and_writes_nothing_more(url: str, first: Desk, second: Desk) -> None:
     run = first.conduct(record())
-    first.record(replace(run, number=1))
+    first.record(structs.replace(run, number=1))
     execute(url, "UPDATE journal_runs SET lease_until = 0")
     taken = second.claim("one")
     assert isinstance(taken, Conducted)
-    second.record(replace(taken.record, number=20))
-    first.do(first.journal.record, replace(run, number=2))
+    second.record(structs.replace(taken.record, number=20))
+    first.do(first.journal.record, structs.replace(run, number=2))
     error = first.wait("lost", "one")[2]
     assert "taken over" in str(error)
     assert not first.journal.may_act("one")
@@ -244,18 +247,20 @@ def test_one_key_stands_for_one_request(first: Desk, second: Desk) -> None:
     run = first.conduct(record())
     others = (
         record(request=RunRequest(assistant_id="asst_2")),
-        replace(run, nonce="other", thread_id="thread_9"),
+        structs.replace(run, nonce="other", thread_id="thread_9"),
     )
     for other in others:
         refused = second.open(other)
         assert isinstance(refused, Refused)
         assert isinstance(refused.error, KeyReused)
         assert refused.error.key == "one"
-    elsewhere = second.open(replace(run, nonce="other"), replace(ADDRESS, base_url="http://elsewhere"))
+    elsewhere = second.open(
+        structs.replace(run, nonce="other"), replace(ADDRESS, base_url="http://elsewhere")
+    )
     assert isinstance(elsewhere, Refused)
     # Which tools can be called again is known where they are, and may differ.
     request = replace(run.request, unrepeatable_tools=frozenset({"fetch"}))
-    assert isinstance(second.open(replace(run, nonce="other", request=request)), Held)
+    assert isinstance(second.open(structs.replace(run, nonce="other", request=request)), Held)
 
 
 def test_a_run_that_nobody_knows_cannot_be_claimed(first: Desk) -> None:
@@ -318,7 +323,7 @@ def test_a_run_that_is_under_way_on_a_thread_goes_before_one_that_was_asked_for_
 ) -> None:
     assert SQLJournal(url).add(record("early", thread_id="thread_1"), ADDRESS)
     late = first.conduct(record("late", thread_id="thread_1"))
-    first.record(replace(late, phase=Phase.CREATING))
+    first.record(structs.replace(late, phase=Phase.CREATING))
     early = second.claim("early")
     assert isinstance(early, Conducted)
     assert (early.first, early.behind) == (True, "late")
@@ -327,7 +332,7 @@ def test_a_run_that_is_under_way_on_a_thread_goes_before_one_that_was_asked_for_
 def test_servers_that_give_metadata_back_are_remembered(url: str, first: Desk) -> None:
     run = first.conduct(record())
     assert not run.metadata_echoed
-    first.record(replace(run, metadata_echoed=True))
+    first.record(structs.replace(run, metadata_echoed=True))
     with desk(url) as other:
         assert other.conduct(record("two")).metadata_echoed
         elsewhere = other.open(record("three"), replace(ADDRESS, base_url="http://elsewhere"))
@@ -337,7 +342,7 @@ def test_servers_that_give_metadata_back_are_remembered(url: str, first: Desk) -
 
 def test_who_takes_a_run_up_knows_what_others_have_seen_of_its_server(first: Desk, second: Desk) -> None:
     run, other = first.conduct(record()), second.conduct(record("two"))
-    second.record(replace(other, metadata_echoed=True))
+    second.record(structs.replace(other, metadata_echoed=True))
     assert not run.metadata_echoed
     first.do(first.journal.let_go, "one")
     assert second.take("one").record.metadata_echoed

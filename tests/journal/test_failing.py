@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from desk import ACTING, ADDRESS, Desk, desk, outcome, record
+from msgspec import structs
 from sqlalchemy import create_engine, event, inspect, text
 
 from orchestrator.errors import JournalError
@@ -68,9 +68,11 @@ def test_a_full_disk_is_named_and_what_was_not_written_is_written_when_there_is_
     event.listen(journal._database._engine, "connect", limit)
     at_work = Desk(journal)
     try:
-        run = replace(at_work.conduct(record()), **ACTING)
+        run = structs.replace(at_work.conduct(record()), **ACTING)
         at_work.record(run)
-        ticket = at_work.do(journal.record, replace(run, results=(outcome(output="x" * 4096 * FULL_PAGES),)))
+        ticket = at_work.do(
+            journal.record, structs.replace(run, results=(outcome(output="x" * 4096 * FULL_PAGES),))
+        )
         error = refused(at_work, "two")
         assert "disk is full" in str(error)
         assert "free some space" in str(error)
@@ -124,11 +126,11 @@ def test_what_is_no_database_is_named_at_once(file: Path, make: str) -> None:
 
 def test_a_run_that_no_database_can_take_harms_no_other(url: str, first: Desk) -> None:
     good, bad = first.conduct(record("good")), first.conduct(record("bad"))
-    first.do(first.journal.record, replace(bad, status="\ud800"))
+    first.do(first.journal.record, structs.replace(bad, status="\ud800"))
     for number in range(1, 4):
-        first.do(first.journal.record, replace(good, number=number))
+        first.do(first.journal.record, structs.replace(good, number=number))
     assert "cannot write" in str(first.wait("lost", "bad")[2])
-    first.record(replace(good, number=9))
+    first.record(structs.replace(good, number=9))
     assert SQLJournal(url).load("good").record.number == 9
     assert SQLJournal(url).load("bad").record.status is None
     assert isinstance(first.claim("bad"), Conducted)
@@ -140,11 +142,11 @@ def test_a_postgresql_server_that_restarts_loses_nothing(postgresql: PostgreSQL)
         run = at_work.conduct(record())
         postgresql.stop()
         try:
-            ticket = at_work.do(at_work.journal.record, replace(run, number=1))
+            ticket = at_work.do(at_work.journal.record, structs.replace(run, number=1))
         finally:
             postgresql.start()
         at_work.wait("kept", "one", ticket)
-        at_work.record(replace(run, number=2))
+        at_work.record(structs.replace(run, number=2))
         assert at_work.journal.may_act("one")
     assert SQLJournal(url).load("one").record.number == 2
     assert postgresql.password not in str(SQLJournal(url).url)

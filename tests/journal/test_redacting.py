@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from orchestrator.tools import ToolRegistry, tool
 
 if TYPE_CHECKING:
     import pytest
+from msgspec import structs
 
 
 def redact(what: str, name: str, text: str) -> str:
@@ -50,8 +50,8 @@ def recorded(url: str, *records: RunRecord) -> RunRecord:
     try:
         run = desk.conduct(records[0])
         for later in records[1:]:
-            desk.record(replace(later, nonce=run.nonce))
-        assert desk.journal.last("one") == replace(records[-1], nonce=run.nonce)
+            desk.record(structs.replace(later, nonce=run.nonce))
+        assert desk.journal.last("one") == structs.replace(records[-1], nonce=run.nonce)
     finally:
         desk.close()
     other = Desk(SQLJournal(url))
@@ -66,7 +66,7 @@ def recorded(url: str, *records: RunRecord) -> RunRecord:
 def test_no_text_of_a_call_is_in_the_database(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/runs.db"
     first = record()
-    acting = replace(first, **ACTING, results=(outcome(error="raised: sunny"),))
+    acting = structs.replace(first, **ACTING, results=(outcome(error="raised: sunny"),))
     shown = {"id": "call_1", "function": {"name": "fetch", "arguments": "Rome", "output": "sunny"}}
     step = RunStep(id="step_1", step_details=StepDetails(type="tool_calls", tool_calls=[shown, {"id": "x"}]))
     result = RunResult(
@@ -75,8 +75,8 @@ def test_no_text_of_a_call_is_in_the_database(tmp_path: Path) -> None:
     desk = at_work(url)
     try:
         run = desk.conduct(first)
-        desk.record(replace(acting, nonce=run.nonce))
-        desk.finish(replace(acting, nonce=run.nonce), Finish(result=result))
+        desk.record(structs.replace(acting, nonce=run.nonce))
+        desk.finish(structs.replace(acting, nonce=run.nonce), Finish(result=result))
     finally:
         desk.close()
     for file in tmp_path.iterdir():
@@ -102,7 +102,7 @@ def test_no_text_of_a_call_is_in_the_database(tmp_path: Path) -> None:
 
 def test_a_batch_is_known_again_without_its_texts(url: str) -> None:
     first = record()
-    run = recorded(url, first, replace(first, **ACTING))
+    run = recorded(url, first, structs.replace(first, **ACTING))
     assert run.redacted
     assert run.calls[0].function.arguments.startswith("<arguments")
     assert run.is_asked_by(asking(CALL))
@@ -117,7 +117,9 @@ def replace_id(call: ToolCall, call_id: str) -> ToolCall:
 def test_what_is_not_touched_can_be_gone_on_with(url: str) -> None:
     first = record()
     call = ToolCall(id="call_1", function=FunctionCall(name="fetch", arguments="{}"))
-    acting = replace(first, **ACTING | {"calls": (call,)}, results=(outcome(arguments="{}", output="rain"),))
+    acting = structs.replace(
+        first, **ACTING | {"calls": (call,)}, results=(outcome(arguments="{}", output="rain"),)
+    )
     run = recorded(url, first, acting)
     assert not run.redacted
     assert unknown_settled(run, ToolRegistry()).results == run.results
@@ -129,10 +131,12 @@ def test_the_model_is_told_that_results_are_unknown_whose_texts_were_not_kept(ur
         return city
 
     first = record()
-    acting = replace(first, **ACTING, results=(outcome(),))
+    acting = structs.replace(first, **ACTING, results=(outcome(),))
     for phase in (Phase.ACTING, Phase.SUBMITTING):
         execute(url, "DELETE FROM journal_runs") if phase is Phase.SUBMITTING else None
-        settled = unknown_settled(recorded(url, first, replace(acting, phase=phase)), ToolRegistry([fetch]))
+        settled = unknown_settled(
+            recorded(url, first, structs.replace(acting, phase=phase)), ToolRegistry([fetch])
+        )
         (result,) = settled.results
         assert result.error is not None
         assert result.error.startswith("unknown")
@@ -142,6 +146,6 @@ def test_the_model_is_told_that_results_are_unknown_whose_texts_were_not_kept(ur
 def test_a_function_that_fails_keeps_nothing(url: str, caplog: pytest.LogCaptureFixture) -> None:
     first = record()
     call = ToolCall(id="call_1", function=FunctionCall(name="broken", arguments="secret"))
-    run = recorded(url, first, replace(first, **ACTING | {"calls": (call,)}))
+    run = recorded(url, first, structs.replace(first, **ACTING | {"calls": (call,)}))
     assert run.calls[0].function.arguments == "(not kept: redact= failed)"
     assert "secret" not in caplog.text

@@ -227,7 +227,7 @@ def test_what_was_lost_of_the_first_run_is_shown_before_the_second_begins() -> N
 def test_an_adopted_run_is_not_followed_because_nobody_said_how() -> None:
     story = story_of(run_id="run_1")
     request = dataclasses.replace(story.machine.record.request, assistant_id="")
-    story = Story(dataclasses.replace(story.machine.record, request=request))
+    story = Story(msgspec.structs.replace(story.machine.record, request=request))
     story.start()
     story.answer(failed())
     story.transcript()
