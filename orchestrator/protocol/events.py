@@ -1,8 +1,9 @@
-"""Stream events: decoding one event, and folding deltas into the objects they build up.
+"""Stream events, and decoding one of them.
 
-Owns the event types, the mapping from an event's name and payload to them, and `Snapshots`, which
-accumulates message and step deltas. Knows nothing of sockets (bytes become `ServerSentEvent`s in
-`orchestrator.protocol.sse`) and draws no conclusions: a stream's end is not an event and never a verdict.
+Owns the event types and the mapping from an event's name and payload to them. Knows nothing of sockets (bytes
+become `ServerSentEvent`s in `orchestrator.protocol.sse`) nor of what deltas build up
+(`orchestrator.protocol.snapshots`), and draws no conclusions: a stream's end is not an event and never a
+verdict.
 
 An event without a name (some servers send none) is named after its payload's `object` and `status`; one that
 has no `object` but an error, flat or wrapped, is an `error`.
@@ -10,7 +11,6 @@ has no `object` but an error, flat or wrapped, is an `error`.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import msgspec
@@ -19,11 +19,8 @@ from orchestrator.protocol.decoding import Decoder
 from orchestrator.protocol.objects import (
     JSON,
     Message,
-    MessageContent,
     Run,
     RunStep,
-    StepDetails,
-    TextContent,
     Thread,
 )
 
@@ -38,7 +35,6 @@ __all__ = [
     "RunStepDelta",
     "RunStepDeltaEvent",
     "RunStepEvent",
-    "Snapshots",
     "StreamEvent",
     "ThreadEvent",
     "UnknownEvent",
@@ -244,129 +240,3 @@ def _unknown(name: str, data: bytes) -> UnknownEvent:
         return UnknownEvent(event=name or "message", data=msgspec.json.decode(data))
     except (ValueError, RecursionError):
         return UnknownEvent(event=name or "message", data=data.decode("utf-8", "replace"))
-
-
-class Snapshots:
-    """Folds events into the messages and steps they describe.
-
-    After a stream that was complete, `messages` and `steps` equal what a GET then returns; a full object
-    replaces whatever its deltas built up. Insertion order is the order of first appearance. Not
-    thread-safe; never raises on a delta that does not fit, it is ignored.
-
-    Attributes:
-        messages: Messages by id.
-        steps: Run steps by id.
-    """
-
-    __slots__ = ("messages", "steps")
-
-    def __init__(self) -> None:
-        self.messages: dict[str, Message] = {}
-        self.steps: dict[str, RunStep] = {}
-
-    def add(self, event: StreamEvent) -> None:
-        """Fold in one event; events of other kinds change nothing."""
-        if isinstance(event, MessageEvent):
-            self.messages[event.data.id] = event.data
-        elif isinstance(event, RunStepEvent):
-            self.steps[event.data.id] = event.data
-        else:
-            # Deltas are plain JSON of any shape and depth; each is folded in as a whole or not at all.
-            with suppress(AttributeError, TypeError, ValueError, RecursionError):
-                self._add_delta(event)
-
-    def _add_delta(self, event: StreamEvent) -> None:
-        if isinstance(event, MessageDeltaEvent):
-            self._add_message_delta(event.data)
-        elif isinstance(event, RunStepDeltaEvent):
-            self._add_step_delta(event.data)
-
-    def _add_message_delta(self, delta: MessageDelta) -> None:
-        message = self.messages.get(delta.id)
-        if message is None:
-            return
-        content = list(message.content)
-        for fragment in delta.delta.content or ():
-            index = fragment.get("index", 0)
-            if not isinstance(index, int) or not 0 <= index <= len(content):
-                continue
-            if index == len(content):
-                content.append(_content_part(fragment))
-            else:
-                content[index] = _extended(content[index], fragment)
-        self.messages[delta.id] = msgspec.structs.replace(message, content=content)
-
-    def _add_step_delta(self, delta: RunStepDelta) -> None:
-        step = self.steps.get(delta.id)
-        details = delta.delta.step_details
-        if step is None or not details:
-            return
-        known = step.step_details or StepDetails(type=details.get("type", step.type))
-        if known.type == "message_creation":
-            known = msgspec.structs.replace(known, message_creation=details.get("message_creation"))
-        else:
-            calls = merge_by_index(known.tool_calls or [], details.get("tool_calls") or [])
-            known = msgspec.structs.replace(known, tool_calls=calls)
-        self.steps[delta.id] = msgspec.structs.replace(step, step_details=known)
-
-
-def _content_part(fragment: JSON) -> MessageContent:
-    text = fragment.get("text")
-    return MessageContent(
-        type=fragment.get("type", "text"),
-        text=None if text is None else _text(text),
-        refusal=fragment.get("refusal"),
-        image_file=fragment.get("image_file"),
-        image_url=fragment.get("image_url"),
-    )
-
-
-def _text(text: JSON) -> TextContent:
-    annotations = merge_by_index([], text.get("annotations") or [])
-    return TextContent(value=text.get("value") or "", annotations=annotations)
-
-
-def _extended(part: MessageContent, fragment: JSON) -> MessageContent:
-    text = fragment.get("text")
-    if text is not None:
-        known = part.text or TextContent()
-        annotations = merge_by_index(known.annotations, text.get("annotations") or [])
-        value = known.value + (text.get("value") or "")
-        return msgspec.structs.replace(part, text=TextContent(value=value, annotations=annotations))
-    if fragment.get("refusal"):
-        return msgspec.structs.replace(part, refusal=(part.refusal or "") + fragment["refusal"])
-    return part
-
-
-_APPENDED = frozenset({"arguments", "input", "logs"})
-"""The string fields that arrive in fragments; every other string is whole and replaces its predecessor."""
-
-
-def merge_by_index(known: list[JSON], fragments: list[JSON]) -> list[JSON]:
-    """Merge list fragments that carry an `index` into a copy of `known`; the index itself is dropped."""
-    merged = list(known)
-    for fragment in fragments:
-        body = {key: value for key, value in fragment.items() if key != "index"}
-        index = fragment.get("index", len(merged))
-        if not isinstance(index, int) or not 0 <= index <= len(merged):
-            continue
-        if index == len(merged):
-            merged.append(body)
-        else:
-            merged[index] = _merged(merged[index], body)
-    return merged
-
-
-def _merged(known: JSON, fragment: JSON) -> JSON:
-    result = dict(known)
-    for key, value in fragment.items():
-        before = result.get(key)
-        if isinstance(before, dict) and isinstance(value, dict):
-            result[key] = _merged(before, value)
-        elif isinstance(before, str) and isinstance(value, str) and key in _APPENDED:
-            result[key] = before + value
-        elif isinstance(before, list) and isinstance(value, list):
-            result[key] = merge_by_index(before, value)
-        elif value is not None:
-            result[key] = value
-    return result

@@ -1,7 +1,7 @@
 """Deltas that continue the same string, joined: folding a thousand of them then copies the text once.
 
-Owns when deltas may be joined: where `orchestrator.protocol.events.Snapshots` makes of the joined one what it
-makes of all of them. Only the plain forms are that come by the thousand: text, function arguments, code.
+Owns when deltas may be joined: where `orchestrator.protocol.snapshots` makes of the joined one what it makes
+of all of them. Only the plain forms are that come by the thousand: text, function arguments, code.
 """
 
 from __future__ import annotations

@@ -124,8 +124,9 @@ class Collecting(Machine):
             self._show_message(message)
         # In the server's order, and nothing but what it has: a stream shows what a server that is killed at
         # that moment never stored, and may do anew.
-        known.steps = {step.id: step for step in fetched.steps}
-        known.messages = {message.id: message for message in fetched.messages}
+        known.begin_with(
+            {message.id: message for message in fetched.messages}, {step.id: step for step in fetched.steps}
+        )
 
     def _show_message(self, message: Message) -> None:
         if self._snapshots.messages.get(message.id) != message:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.client.retry import NONCE_KEY, Verdict, judge
 from orchestrator.errors import AmbiguousOutcome, BadRequestError, NotFoundError, ThreadBusy
-from orchestrator.protocol.events import Snapshots
 from orchestrator.protocol.objects import TERMINAL_STATUSES
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.runs import rerun
 from orchestrator.runs.effects import CancelRun, CreateRun, CreateThread, ListRuns, RetrieveRun
 from orchestrator.runs.following import Following

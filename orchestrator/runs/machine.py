@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from orchestrator.client.retry import RetryPolicy, Verdict, delay_s, judge
-from orchestrator.protocol.events import RunEvent, Snapshots
+from orchestrator.protocol.events import RunEvent
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.runs.effects import (
     CancelRun,
     ClearTimer,

@@ -33,9 +33,9 @@ from orchestrator.protocol.events import (
     MessageEvent,
     RunStepDeltaEvent,
     RunStepEvent,
-    Snapshots,
 )
 from orchestrator.protocol.fragments import DeltaEvent, joined
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.runs.result import Notice
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from drivers import both, driven
 
-from orchestrator.protocol.events import MessageDeltaEvent, MessageEvent, RunStepDeltaEvent, Snapshots
+from orchestrator.protocol.events import MessageDeltaEvent, MessageEvent, RunStepDeltaEvent
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.testing import running_server
 
 if TYPE_CHECKING:

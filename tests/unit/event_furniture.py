@@ -13,9 +13,9 @@ from orchestrator.protocol.events import (
     RunStepDelta,
     RunStepDeltaEvent,
     RunStepEvent,
-    Snapshots,
 )
 from orchestrator.protocol.objects import Message, MessageContent, RunStep, TextContent
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.runs.result import Notice
 
 if TYPE_CHECKING:

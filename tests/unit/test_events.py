@@ -16,12 +16,12 @@ from orchestrator.protocol.events import (
     RunEvent,
     RunStepDeltaEvent,
     RunStepEvent,
-    Snapshots,
     StreamEvent,
     ThreadEvent,
     UnknownEvent,
     decode_event,
 )
+from orchestrator.protocol.snapshots import Snapshots
 
 
 def event(name: str, **payload: Any) -> StreamEvent:

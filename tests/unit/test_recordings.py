@@ -19,10 +19,10 @@ from orchestrator.protocol.events import (
     RunEvent,
     RunStepDeltaEvent,
     RunStepEvent,
-    Snapshots,
     decode_event,
 )
 from orchestrator.protocol.objects import Assistant, Deleted, Message, Page, Run, RunStep, Thread
+from orchestrator.protocol.snapshots import Snapshots
 from orchestrator.protocol.sse import SSEDecoder
 
 RECORDINGS = Path(__file__).parent.parent / "recordings"
