@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncEventStream", "EventStream"]
 
+MOST_AT_ONCE: Final = 64
+"""How many events are handed out together."""
+
 DRAIN_S: Final = 1.0
 """How long a stream that said `done` is given to end, so that its connection can be used again."""
 
@@ -193,6 +196,18 @@ class AsyncEventStream(_Stream):
         if event is None:
             raise StopAsyncIteration
         return self._events.hand_out(event)
+
+    async def arrived(self) -> list[StreamEvent]:
+        """Wait for the next events and return what has come, up to `done`; nothing once the stream is over.
+
+        At most 64 at a time: a server that sends thousands must not keep a reader from everything else.
+        """
+        event = await self._next()
+        arrived: list[StreamEvent] = []
+        while event is not None:
+            arrived.append(self._events.hand_out(event))
+            event = self._events.pop() if len(arrived) < MOST_AT_ONCE else None
+        return arrived
 
     async def until_done(self) -> None:
         """Read what is left of the stream, for the sake of `stream_to`."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
-import msgspec
+from msgspec.structs import replace
 
 from orchestrator.client import endpoints
 from orchestrator.client.pages import Listed, Pager
@@ -30,7 +30,7 @@ from orchestrator.runs.effects import (
     SubmitToolOutputs,
 )
 from orchestrator.runs.inputs import (
-    EventObserved,
+    EventsObserved,
     Input,
     RequestFailed,
     RunObserved,
@@ -75,8 +75,8 @@ class Heard:
 class Report(Protocol):
     """Tells the run what came of a request; called on the actors' loop."""
 
-    def __call__(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
-        """Tell one input."""
+    def __call__(self, *inputs: Input) -> None:
+        """Tell what has happened, in this order."""
 
 
 class Backend(Protocol):
@@ -182,27 +182,17 @@ class ThreadsBackend:
         async with self._client.attempt_stream(call) as stream:
             self._hear(stream)
             ending: APIError | None = None
-            run_id: str | None = None
-            clock = _ServerClock(stream.headers)
+            seen = _Seen(number, stream, self._lean)
             try:
-                async for event in stream:
-                    if isinstance(event, DoneEvent):
-                        break
-                    run_id = run_id or event.run_id
-                    # The same variable, lest the original is kept while the next one is waited for.
-                    event = self._lean_event(event, run_id)  # noqa: PLW2901 - as said above
-                    report(_input(number, event, clock, stream.poll_after_s))
-                    if isinstance(event, ErrorEvent):
-                        break
+                while not seen.is_over:
+                    inputs = seen.inputs(await stream.arrived())
+                    if inputs:
+                        report(*inputs)
+                    # Lest they are kept while the next ones are waited for.
+                    del inputs
             except APIError as error:
                 ending = error
         report(StreamEnded(number=number, error=ending))
-
-    def _lean_event(self, event: StreamEvent, run_id: str | None) -> StreamEvent:
-        """The same event, of this run."""
-        if isinstance(event, RunEvent):
-            return msgspec.structs.replace(event, data=self._lean(event.data))
-        return event if event.run_id else msgspec.structs.replace(event, run_id=run_id)
 
     def _lean(self, run: Run) -> Run:
         """The same run, holding what the last look at it holds already instead of a copy.
@@ -213,7 +203,7 @@ class ThreadsBackend:
         if last is not None:
             held = {name: getattr(last, name) for name in _REPEATED}
             same = {name: value for name, value in held.items() if value == getattr(run, name)}
-            self._last = msgspec.structs.replace(run, **same)
+            self._last = replace(run, **same)
         return self._last
 
     async def _messages(self, effect: FetchTranscript) -> tuple[Message, ...]:
@@ -232,6 +222,65 @@ class ThreadsBackend:
         while (call := pager.next()) is not None:
             items.extend(pager.take((await self._attempt(call)).value))
         return tuple(items)
+
+
+class _Seen:
+    """What a stream shows, as inputs: each run by itself, what comes between two of them together.
+
+    Args:
+        number: The request that opened the stream.
+        stream: The stream.
+        lean: Makes the same run of a run, without what is held already.
+
+    Attributes:
+        is_over: Nothing more is to be read.
+    """
+
+    __slots__ = ("_clock", "_lean", "_number", "_poll_after_s", "_run_id", "is_over")
+
+    def __init__(self, number: int, stream: AsyncEventStream, lean: Callable[[Run], Run]) -> None:
+        self._number = number
+        self._poll_after_s = stream.poll_after_s
+        self._clock = _ServerClock(stream.headers)
+        self._lean = lean
+        self._run_id: str | None = None
+        self.is_over = False
+
+    def inputs(self, events: list[StreamEvent]) -> list[Input]:
+        """What was seen with these events; without any, the stream is over."""
+        inputs: list[Input] = []
+        others: list[StreamEvent] = []
+        self.is_over = not events
+        for event in events:
+            if isinstance(event, RunEvent):
+                self._add(others, inputs)
+                others = []
+                inputs.append(self._observed(event))
+            elif isinstance(event, DoneEvent):
+                self.is_over = True
+            else:
+                self._run_id = self._run_id or event.run_id
+                others.append(event if event.run_id else replace(event, run_id=self._run_id))
+                self.is_over = isinstance(event, ErrorEvent)
+            if self.is_over:
+                break
+        self._add(others, inputs)
+        return inputs
+
+    def _add(self, others: list[StreamEvent], inputs: list[Input]) -> None:
+        if others:
+            inputs.append(EventsObserved(number=self._number, events=tuple(others)))
+
+    def _observed(self, event: RunEvent) -> RunObserved:
+        run = self._lean(event.data)
+        self._run_id = self._run_id or event.run_id
+        return RunObserved(
+            number=self._number,
+            run=run,
+            event=RunEvent(event=event.event, data=run, run_id=event.run_id),
+            poll_after_s=self._poll_after_s,
+            expires_in_s=self._clock.seconds_until(run.expires_at),
+        )
 
 
 class _ServerClock:
@@ -265,15 +314,3 @@ def _body(effect: CreateRun) -> dict[str, Any]:
     if messages:
         fields["additional_messages"] = messages
     return fields
-
-
-def _input(number: int, event: StreamEvent, clock: _ServerClock, poll_after_s: float | None) -> Input:
-    if not isinstance(event, RunEvent):
-        return EventObserved(number=number, event=event)
-    return RunObserved(
-        number=number,
-        run=event.data,
-        event=event,
-        poll_after_s=poll_after_s,
-        expires_in_s=clock.seconds_until(event.data.expires_at),
-    )

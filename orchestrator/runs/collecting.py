@@ -119,7 +119,7 @@ class Collecting(Machine):
             if known.steps.get(step.id) != step:
                 name = f"thread.run.step.{step.status}"
                 event = RunStepEvent(event=name, data=step, run_id=self.record.run_id)
-                self._effects.append(Publish(event=event))
+                self._effects.append(Publish(events=(event,)))
         for message in written.values():
             self._show_message(message)
         # In the server's order, and nothing but what it has: a stream shows what a server that is killed at
@@ -132,7 +132,7 @@ class Collecting(Machine):
         if self._snapshots.messages.get(message.id) != message:
             name = f"thread.message.{message.status or 'completed'}"
             event = MessageEvent(event=name, data=message, run_id=self.record.run_id)
-            self._effects.append(Publish(event=event))
+            self._effects.append(Publish(events=(event,)))
 
     def _fail_collecting(self, failed: RequestFailed) -> None:
         effect = self._requests.pop(failed.number, None)
@@ -181,7 +181,7 @@ class Collecting(Machine):
         self._finish_verdict(self._verdict)
 
     def _finish_verdict(self, run: Run) -> None:
-        self._effects.append(Publish(event=run_event(run)))
+        self._effects.append(Publish(events=(run_event(run),)))
         if self._is_failure(run):
             became = self._overdue(f"it was cancelled and ended as {run.status}")
             self._finish_error(self.record.failure or became)

@@ -172,9 +172,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Publish(msgspec.Struct, frozen=True, kw_only=True):
-    """Show this to whoever reads the run's events."""
+    """Show this to whoever reads the run's events, in this order."""
 
-    event: StreamedEvent
+    events: tuple[StreamedEvent, ...]
 
 
 class Finish(msgspec.Struct, frozen=True, kw_only=True):

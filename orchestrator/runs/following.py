@@ -21,7 +21,7 @@ from orchestrator.protocol.objects import ACTIVE_STATUSES, ToolOutput
 from orchestrator.runs.closing import Closing
 from orchestrator.runs.effects import CloseStream, FetchTranscript, Publish, StartTools, SubmitToolOutputs
 from orchestrator.runs.inputs import (
-    EventObserved,
+    EventsObserved,
     RequestFailed,
     RunObserved,
     StreamEnded,
@@ -119,16 +119,18 @@ class Following(Closing):
         if Timer.STALL not in self._timers:
             self._set(Timer.STALL, self._timing.stall_s)
 
-    def _observe_event(self, seen: EventObserved) -> None:
-        current = seen.number in (self.record.watched, self.record.pending)
-        if current:
-            self.progressed_at = self._now
-            self._snapshots.add(seen.event)
-            self._effects.append(Publish(event=seen.event))
+    def _observe_events(self, seen: EventsObserved) -> None:
+        if seen.number not in (self.record.watched, self.record.pending):
+            return
+        self.progressed_at = self._now
+        for event in seen.events:
+            self._snapshots.add(event)
+        self._effects.append(Publish(events=seen.events))
 
-    def _observe_event_watching(self, seen: EventObserved) -> None:
-        self._observe_event(seen)
-        exceeded = self._tokens_exceeded() if isinstance(seen.event, RunStepEvent) else None
+    def _observe_events_watching(self, seen: EventsObserved) -> None:
+        self._observe_events(seen)
+        steps = any(isinstance(event, RunStepEvent) for event in seen.events)
+        exceeded = self._tokens_exceeded() if steps else None
         if exceeded is not None:
             self._give_up(exceeded)
 

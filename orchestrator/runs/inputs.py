@@ -18,7 +18,7 @@ from orchestrator.protocol.objects import Message, Run, RunStep, Thread
 __all__ = [
     "CancelRequested",
     "DetachRequested",
-    "EventObserved",
+    "EventsObserved",
     "Input",
     "RequestFailed",
     "Resumed",
@@ -32,6 +32,7 @@ __all__ = [
     "ToolFinished",
     "ToolNoticed",
     "TranscriptFetched",
+    "Word",
 ]
 
 
@@ -102,11 +103,11 @@ class RunObserved(msgspec.Struct, frozen=True, kw_only=True):
     expires_in_s: float | None = None
 
 
-class EventObserved(msgspec.Struct, frozen=True, kw_only=True):
-    """Any other event was seen in a stream."""
+class EventsObserved(msgspec.Struct, frozen=True, kw_only=True):
+    """Other events were seen in a stream, one after the other."""
 
     number: int
-    event: StreamEvent
+    events: tuple[StreamEvent, ...]
 
 
 class RunsListed(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,12 +204,15 @@ class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
     serial: int
 
 
+Word: TypeAlias = Started | CancelRequested | DetachRequested
+"""What somebody has said of the run; it stands for every incarnation, heard by the last one or not."""
+
 Input: TypeAlias = (
     Started
     | Resumed
     | ThreadCreated
     | RunObserved
-    | EventObserved
+    | EventsObserved
     | RunsListed
     | TranscriptFetched
     | StreamEnded

@@ -241,7 +241,8 @@ class Machine:
                 self._effects.append(ClearTimer(timer=timer))
 
     def _notice(self, event: Any, **fields: Any) -> None:
-        self._effects.append(Publish(event=Notice(event=event, run_id=self.record.run_id, **fields)))
+        notice = Notice(event=event, run_id=self.record.run_id, **fields)
+        self._effects.append(Publish(events=(notice,)))
 
     def _ignore(self, _: Input) -> None:
         """Legal and without meaning here."""
@@ -269,7 +270,7 @@ class Machine:
         if changed:
             self._update(status=seen.run.status)
         if changed or seen.event is not None:
-            self._effects.append(Publish(event=seen.event or run_event(seen.run)))
+            self._effects.append(Publish(events=(seen.event or run_event(seen.run),)))
 
     def _retrieve(self) -> None:
         """Look at the run, unless a look is under way that is as urgent."""

@@ -316,4 +316,7 @@ def _name_of(envelope: Envelope[Any] | None) -> str:
         return "on_start"
     if isinstance(envelope.message, ProxyCall | ProxyGetAttr | ProxySetAttr):
         return ".".join(envelope.message.attr_path)
-    return type(envelope.message).__name__
+    message = envelope.message
+    # Several that were sent as one.
+    kinds = {type(one).__name__: None for one in (message if isinstance(message, tuple) else (message,))}
+    return ", ".join(kinds)

@@ -7,7 +7,8 @@ what came of them, so a cancel is handled within one turn of the loop, whatever 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pykka
 
@@ -23,6 +24,7 @@ from orchestrator.runs.effects import (
     ListRuns,
     Publish,
     Record,
+    RequestEffect,
     RetrieveRun,
     SetTimer,
     StartTools,
@@ -37,7 +39,6 @@ from orchestrator.supervision.messages import ActorEnded, MetadataEchoed, Thread
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from orchestrator.journal import Journal
     from orchestrator.runs.inputs import Input
@@ -51,7 +52,7 @@ __all__ = ["RunActor"]
 
 
 class RunActor(LoopActor):
-    """Conducts one run from the record it is given. Its messages are the lifecycle's inputs.
+    """Conducts one run from the record it is given. Its messages are tuples of the lifecycle's inputs.
 
     Args:
         resume: Makes a machine that goes on from the run's last record.
@@ -86,23 +87,33 @@ class RunActor(LoopActor):
         """Take the run over."""
         self._lifecycle = self._resume()
         self._state.conducted_by(self._lifecycle)
-        self._in_flight.attach(self.actor_ref.tell, self._lifecycle.record)
+        self._in_flight.attach(self._tell, self._lifecycle.record)
 
-    def on_receive(self, message: Input) -> None:
-        """Feed one input to the lifecycle and perform what it wants done."""
-        if self._in_flight.closed:
-            return  # the run is over, or another process's
-        self._in_flight.take(message)
+    def _tell(self, *inputs: Input) -> None:
+        self.actor_ref.tell(inputs)
+
+    def on_receive(self, message: tuple[Input, ...]) -> None:
+        """Feed each input to the lifecycle and perform what it wants done."""
+        for input_ in message:
+            if self._in_flight.closed:
+                return  # the run is over, or another process's
+            self._in_flight.take(input_)
+            self._feed(input_)
+
+    def _feed(self, input_: Input) -> None:
         before = self._lifecycle.record
         try:
-            effects = self._lifecycle.receive(message, time.monotonic())
+            effects = self._lifecycle.receive(input_, time.monotonic())
         except IllegalInput as error:
             self._log.illegal_input(error)
             return
-        self._log.moved(before, self._lifecycle.record)
+        record = self._lifecycle.record
+        if record is not before:
+            self._log.moved(before, record)
         for effect in effects:
             self._perform(effect)
-        self._tell_news(before, self._lifecycle.record)
+        if record is not before:
+            self._tell_news(before, record)
 
     def _tell_news(self, before: RunRecord, record: RunRecord) -> None:
         """Tell the supervisor what is of use to other runs."""
@@ -119,39 +130,30 @@ class RunActor(LoopActor):
         self._watcher(ActorEnded(key=self._state.key, urn=self.actor_urn, cause=cause))
 
     def _perform(self, effect: Effect) -> None:
-        match effect:
-            case (
-                CreateThread()
-                | CreateRun()
-                | RetrieveRun()
-                | ListRuns()
-                | FetchTranscript()
-                | SubmitToolOutputs()
-                | CancelRun()
-            ):
-                self._in_flight.send(effect)
-            case CloseStream():
-                self._in_flight.close_stream(effect.number)
-            case Withdraw():
-                self._in_flight.withdraw(effect.number)
-            case StartTools():
-                record = self._lifecycle.record
-                self._in_flight.start_tools(
-                    effect, run_id=record.run_id or "", thread_id=record.thread_id or ""
-                )
-            case StopTools():
-                self._in_flight.stop_tools()
-            case SetTimer() | ClearTimer():
-                self._set_timer(effect)
-            case Record():
-                self._in_flight.barrier.recorded(self._journal.record(effect.record))
-            case Publish():
-                self._state.publish(effect.event)
-            case Finish():
-                self._finish(effect)
-            case _:
-                assert_never(effect)
+        self._performed_by[type(effect)](self, effect)
         self._log.performed(effect)
+
+    def _send(self, effect: RequestEffect) -> None:
+        self._in_flight.send(effect)
+
+    def _close_stream(self, effect: CloseStream) -> None:
+        self._in_flight.close_stream(effect.number)
+
+    def _withdraw(self, effect: Withdraw) -> None:
+        self._in_flight.withdraw(effect.number)
+
+    def _start_tools(self, effect: StartTools) -> None:
+        record = self._lifecycle.record
+        self._in_flight.start_tools(effect, run_id=record.run_id or "", thread_id=record.thread_id or "")
+
+    def _stop_tools(self, _: StopTools) -> None:
+        self._in_flight.stop_tools()
+
+    def _record(self, effect: Record) -> None:
+        self._in_flight.barrier.recorded(self._journal.record(effect.record))
+
+    def _publish(self, effect: Publish) -> None:
+        self._state.publish(*effect.events)
 
     def _set_timer(self, effect: SetTimer | ClearTimer) -> None:
         earlier = self._timers.pop(effect.timer, None)
@@ -164,7 +166,7 @@ class RunActor(LoopActor):
     def _fire(self, fired: TimerFired) -> None:
         self._timers.pop(fired.timer, None)
         try:
-            self.actor_ref.tell(fired)
+            self._tell(fired)
         except pykka.ActorDeadError:
             return
 
@@ -172,3 +174,23 @@ class RunActor(LoopActor):
         self._in_flight.close()
         self._state.finish(finish)
         self.stop()
+
+    # A run has hundreds of them, and asking one class after the other takes long.
+    _performed_by: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        CreateThread: _send,
+        CreateRun: _send,
+        RetrieveRun: _send,
+        ListRuns: _send,
+        FetchTranscript: _send,
+        SubmitToolOutputs: _send,
+        CancelRun: _send,
+        CloseStream: _close_stream,
+        Withdraw: _withdraw,
+        StartTools: _start_tools,
+        StopTools: _stop_tools,
+        SetTimer: _set_timer,
+        ClearTimer: _set_timer,
+        Record: _record,
+        Publish: _publish,
+        Finish: _finish,
+    }

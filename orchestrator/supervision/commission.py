@@ -92,7 +92,7 @@ class Commission:
         )
         if self.unwanted:
             # Said before anybody conducts the run: what nobody wants is not gone on with.
-            in_flight.report(CancelRequested())
+            in_flight.say(CancelRequested())
         return in_flight
 
 

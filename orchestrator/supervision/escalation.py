@@ -71,7 +71,7 @@ async def _told(
 async def _attempted(in_flight: InFlight, effect: ListRuns | CancelRun) -> Input | None:
     told: list[Input] = []
     try:
-        await in_flight.backend.perform(effect, told.append)
+        await in_flight.backend.perform(effect, lambda *inputs: told.extend(inputs))
     except Exception:
         log.exception(
             "run.request_broken", request=type(effect).__name__, run_id=getattr(effect, "run_id", None)

@@ -50,10 +50,11 @@ class EventLog:
         self._lock = threading.Lock()
         self._wakers: list[Callable[[], None]] = []
 
-    def append(self, event: StreamedEvent) -> None:
-        """Add an event and wake the readers; from any thread, waits for no reader."""
+    def add(self, *events: StreamedEvent) -> None:
+        """Add events and wake the readers; from any thread, waits for no reader."""
         with self._lock:
-            self._history.add(event)
+            for event in events:
+                self._history.add(event)
             wakers = self._take_wakers()
         _wake(wakers)
 

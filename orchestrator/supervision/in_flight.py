@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from orchestrator.errors import APIConnectionError, APIResponseError, OrchestratorClosed
 from orchestrator.runs.effects import StartTools
 from orchestrator.runs.inputs import (
-    CancelRequested,
-    DetachRequested,
     Input,
     RequestFailed,
     Resumed,
@@ -24,6 +22,7 @@ from orchestrator.runs.inputs import (
     Started,
     ToolFinished,
     ToolNoticed,
+    Word,
 )
 from orchestrator.runs.record import Phase
 from orchestrator.supervision.barrier import Barrier
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.protocol.objects import ToolCall
-    from orchestrator.runs.backend import Backend
+    from orchestrator.runs.backend import Backend, Report
     from orchestrator.runs.effects import RequestEffect
     from orchestrator.runs.record import RunRecord
     from orchestrator.runtime import LoopThread
@@ -67,9 +66,6 @@ _NOTICES: Final[dict[str, Literal["tool.approval_asked", "tool.approved", "tool.
 }
 
 T = TypeVar("T")
-
-Word: TypeAlias = Started | CancelRequested | DetachRequested
-"""What somebody has said of the run; it stands for every incarnation, heard by the last one or not."""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +135,7 @@ class InFlight:
         self._context = context
         self._contextvars = contextvars_context
         self._loop_thread = loop_thread
-        self._tell: Callable[[Input], None] | None = None
+        self._tell: Report | None = None
         self._words: dict[type[Word], Word] = {}
         self._answers: deque[Input] = deque()
         self._requests: dict[int, _Request] = {}
@@ -148,26 +144,23 @@ class InFlight:
         self._outcomes: dict[str, ToolFinished] = {}
         self.closed = False
 
-    def attach(self, tell: Callable[[Input], None], record: RunRecord) -> None:
+    def attach(self, tell: Report, record: RunRecord) -> None:
         """Tell this incarnation everything from now on: first what is under way, then what it missed.
 
         Args:
-            tell: Puts an input into the actor's mailbox.
+            tell: Puts inputs into the actor's mailbox.
             record: What the actor goes on from.
         """
         if self.closed:
             return
         outcomes = self._unrecorded_outcomes(record)
         wishes = [word for word in self._words.values() if not isinstance(word, Started)]
-        tell(self._resumed(outcomes, unwanted=bool(wishes)))
         # In place of the admission: what nobody wants any more is not begun.
-        for wish in wishes:
-            tell(wish)
+        words: list[Input] = [*wishes]
         if Started in self._words and record.phase is Phase.ADMITTED and not wishes:
-            tell(self._words[Started])
+            words = [self._words[Started]]
         # What was said of a call before its outcome: it is not heard of a call that is settled.
-        for input_ in (*self._answers, *outcomes.values()):
-            tell(input_)
+        tell(self._resumed(outcomes, unwanted=bool(wishes)), *words, *self._answers, *outcomes.values())
         self._tell = tell
 
     def _unrecorded_outcomes(self, record: RunRecord) -> dict[str, ToolFinished]:
@@ -192,16 +185,19 @@ class InFlight:
         """Nobody conducts the run for now: keep what is to be told."""
         self._tell = None
 
-    def report(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
-        """Tell whoever conducts the run, now or later."""
-        if isinstance(input, Started) and self._words:
+    def say(self, word: Word) -> None:
+        """Tell whoever conducts the run, now or later, what somebody wants of it."""
+        if isinstance(word, Started) and self._words:
             return  # what nobody wants any more is not begun
-        if isinstance(input, Started | CancelRequested | DetachRequested):
-            self._words[type(input)] = input
-        else:
-            self._answers.append(input)
+        self._words[type(word)] = word
         if self._tell is not None:
-            self._tell(input)
+            self._tell(word)
+
+    def report(self, *inputs: Input) -> None:
+        """Tell whoever conducts the run, now or later, what has happened, in this order."""
+        self._answers.extend(inputs)
+        if self._tell is not None:
+            self._tell(*inputs)
 
     def take(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
         """The actor handles this now, and nobody will be told it again: should it kill, it kills once."""
@@ -286,12 +282,13 @@ class InFlight:
             )
             self.report(RequestFailed(number=effect.number, error=broken))
 
-    def _hear(self, request: _Request, input: Input, /) -> None:  # noqa: A002 - the machine's own word
-        if isinstance(input, RequestFailed):
-            request.ticket.fail(input.error)
-        request.is_ending = isinstance(input, RunObserved) and _is_last(input)
+    def _hear(self, request: _Request, *inputs: Input) -> None:
+        last = inputs[-1]
+        if isinstance(last, RequestFailed):
+            request.ticket.fail(last.error)
+        request.is_ending = isinstance(last, RunObserved) and _is_last(last)
         if not request.muted:
-            self.report(input)
+            self.report(*inputs)
 
     def start_tools(self, effect: StartTools, *, run_id: str, thread_id: str) -> None:
         """Start calls; each one's outcome is told exactly once to each incarnation that has to know it."""

@@ -6,7 +6,8 @@ nothing, and shows what a tool was called with and what it answered only where t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orchestrator.runs.effects import CancelRun, Effect, Finish, Publish, StartTools, SubmitToolOutputs
 from orchestrator.runs.record import Phase
@@ -27,6 +28,9 @@ log = get_logger(__name__)
 _WARNED_OF = ("run.stalled", "run.duplicate")
 """The notices that somebody should look at. A gap is none: a stream that a cancel cuts short shows one."""
 
+_TOLD_OF = ("run.gap", "run.blocked", "run.rerun")
+"""The others that are worth a line."""
+
 
 class RunLog:
     """One run's lines, whoever conducts it. On the actors' loop.
@@ -44,8 +48,6 @@ class RunLog:
 
     def moved(self, before: RunRecord, after: RunRecord) -> None:
         """Say what the run's records show, before what comes of it is done."""
-        if after is before:
-            return
         if before.phase is Phase.ADMITTED and after.phase in (Phase.CREATING, Phase.WATCHING):
             self._log.info("run.started")
         if after.run_id is not None and after.run_id != before.run_id:
@@ -58,23 +60,30 @@ class RunLog:
 
     def performed(self, effect: Effect) -> None:
         """Say what was done, where it is worth a line."""
-        match effect:
-            case StartTools():
-                self._tools_called(effect)
-            case SubmitToolOutputs():
-                self._log.info("run.submitted", round=self._state.record.round, outputs=len(effect.outputs))
-            case CancelRun():
-                self._log.info("run.cancelled")
-            case Publish(event=Notice(event=name, detail=detail)) if name in _WARNED_OF:
-                self._log.warning(name, detail=detail)
-            case Publish(event=Notice(event="run.gap" | "run.blocked" | "run.rerun" as name, detail=detail)):
-                self._log.info(name, detail=detail)
-            case Finish(result=result) if result is not None:
-                self._log.info("run.completed", status=result.status, tool_calls=len(result.tool_calls))
-            case Finish(error=error) if error is not None:
-                self.failed(error)
-            case _:
-                return
+        tell = self._told_by.get(type(effect))
+        if tell is not None:
+            tell(self, effect)
+
+    def _submitted(self, effect: SubmitToolOutputs) -> None:
+        self._log.info("run.submitted", round=self._state.record.round, outputs=len(effect.outputs))
+
+    def _cancelled(self, _: CancelRun) -> None:
+        self._log.info("run.cancelled")
+
+    def _published(self, effect: Publish) -> None:
+        for event in effect.events:
+            if isinstance(event, Notice):
+                if event.event in _WARNED_OF:
+                    self._log.warning(event.event, detail=event.detail)
+                elif event.event in _TOLD_OF:
+                    self._log.info(event.event, detail=event.detail)
+
+    def _finished(self, effect: Finish) -> None:
+        if effect.result is not None:
+            result = effect.result
+            self._log.info("run.completed", status=result.status, tool_calls=len(result.tool_calls))
+        elif effect.error is not None:
+            self.failed(effect.error)
 
     def failed(self, error: OrchestratorError) -> None:
         """Say that the run ends with an error."""
@@ -134,3 +143,11 @@ class RunLog:
                 attempt=record.attempt,
             )
         return self._bound
+
+    _told_by: ClassVar[dict[type, Callable[[Any, Any], None]]] = {
+        StartTools: _tools_called,
+        SubmitToolOutputs: _submitted,
+        CancelRun: _cancelled,
+        Publish: _published,
+        Finish: _finished,
+    }

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.runs.inputs import CancelRequested, DetachRequested, Input
+from orchestrator.runs.inputs import CancelRequested, DetachRequested, Input, Word
 
 if TYPE_CHECKING:
     import asyncio
@@ -65,7 +65,10 @@ class OpenRun:
 
     def report(self, input_: Input) -> None:
         """Tell whoever conducts the run here, now or later."""
-        if self.in_flight is not None:
+        if self.in_flight is None:
+            if isinstance(input_, CancelRequested | DetachRequested):
+                self.wish = input_
+        elif isinstance(input_, Word):
+            self.in_flight.say(input_)
+        else:
             self.in_flight.report(input_)
-        elif isinstance(input_, CancelRequested | DetachRequested):
-            self.wish = input_

@@ -254,24 +254,28 @@ class RunState:
         """Tell an actor every event from now on; one that is dead is forgotten."""
         self._subscribers.append(ref)
 
-    def publish(self, event: StreamedEvent) -> None:
-        """Add an event, unless it shows an object as it was shown last. On the actors' loop.
+    def publish(self, *events: StreamedEvent) -> None:
+        """Add events, except those that show an object as it was shown last. On the actors' loop.
 
         A new incarnation of the run's actor does not know what its predecessor has shown.
         """
-        if isinstance(event, RunEvent | RunStepEvent | MessageEvent):
-            if self._shown.get(event.data.id) == event:
-                return
-            self._shown[event.data.id] = event
-        self.events.append(event)
+        new = [event for event in events if self._is_new(event)]
+        self.events.add(*new)
         for ref in tuple(self._subscribers):
             try:
-                ref.tell(event)
+                for event in new:
+                    ref.tell(event)
             except pykka.ActorDeadError:
                 self._subscribers.remove(ref)
             except Exception:  # a reference of the user's own kind must not harm the run
                 self._subscribers.remove(ref)
                 log.exception("run.consumer_failed", run_key=self.key)
+
+    def _is_new(self, event: StreamedEvent) -> bool:
+        if not isinstance(event, RunEvent | RunStepEvent | MessageEvent):
+            return True
+        shown, self._shown[event.data.id] = self._shown.get(event.data.id), event
+        return shown != event
 
     def finish(self, finish: Finish) -> None:
         """Note the outcome. On the actors' loop; the first one stands."""

@@ -229,9 +229,9 @@ class Supervisor(LoopActor):
         in_flight.barrier.recorded(ticket)
         run.state.served_by(in_flight)
         if run.wish is not None:
-            in_flight.report(run.wish)
+            in_flight.say(run.wish)
         if answer.cancel_requested:
-            in_flight.report(CancelRequested())
+            in_flight.say(CancelRequested())
         holder = None if record.thread_id is None else self._admission.holder(record.thread_id)
         new = record.run_id is None and record.phase is Phase.ADMITTED
         if new and record.request.on_busy_thread == "reject" and (holder or answer.behind):

@@ -214,13 +214,16 @@ class _FirstSight:
             report = partial(self._told, effect, report)
         await self._backend.perform(effect, report)
 
-    def _told(self, effect: RequestEffect, report: Report, input_: Input, /) -> None:
-        report(input_)
-        if self._seen is None or not isinstance(input_, RunObserved):
-            return
-        if isinstance(effect, CreateRun) or input_.run.id == self._state.record.run_id:
+    def _told(self, effect: RequestEffect, report: Report, *inputs: Input) -> None:
+        report(*inputs)
+        if self._seen is not None and any(self._shows_the_run(effect, input_) for input_ in inputs):
             seen, self._seen = self._seen, None
             seen()
+
+    def _shows_the_run(self, effect: RequestEffect, input_: Input) -> bool:
+        if not isinstance(input_, RunObserved):
+            return False
+        return isinstance(effect, CreateRun) or input_.run.id == self._state.record.run_id
 
 
 async def _assistant(look: _Look) -> Assistant:

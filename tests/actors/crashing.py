@@ -27,7 +27,7 @@ from orchestrator.journal.sql import SQLJournal
 from orchestrator.journal.writer import Writer
 from orchestrator.runs.backend import ThreadsBackend
 from orchestrator.runs.effects import Finish, Record, StartTools
-from orchestrator.runs.inputs import EventObserved, RunObserved
+from orchestrator.runs.inputs import EventsObserved, Input, RunObserved
 from orchestrator.supervision.actor import RunActor
 from orchestrator.supervision.in_flight import InFlight
 from orchestrator.supervision.state import RunState
@@ -137,7 +137,7 @@ class Points:
         self.around(Orchestrator, "start", lambda *_, **__: "start()")
         self.around(RunActor, "_perform", self._effect)
         self.around(InFlight, "_send", lambda _, effect: f"{self.request(effect)} passes the barrier")
-        self.around(InFlight, "_hear", self._answer)
+        self._wrap_answers()
         self.around(ThreadsBackend, "_hear", self._opened)
         self.around(ToolExecutor, "start", lambda _, call, *__, **___: f"{_call(call)} is started")
         self.around(InFlight, "_finish_tool", lambda _, round_, __: f"outcome of round {round_} is known")
@@ -156,15 +156,20 @@ class Points:
             case _:
                 return None
 
-    def _answer(self, _: InFlight, request: Any, input_: Any) -> str:
-        name = self.request(request.effect)
-        match input_:
-            case RunObserved(event=None, run=run):
-                return f"{name} is answered: {run.status}"
-            case RunObserved(event=event) | EventObserved(event=event) if event is not None:
-                return f"{name} shows {event.event}"
-            case _:
-                return f"{name} is answered: {type(input_).__name__}"
+    def _wrap_answers(self) -> None:
+        """Before and after what came in together is told, once for each of it."""
+        hear = InFlight._hear
+
+        def heard(in_flight: InFlight, request: Any, *inputs: Input) -> None:
+            name = self.request(request.effect)
+            names = [f"{name} {what}" for input_ in inputs for what in _answer(input_)]
+            for what in names:
+                self.reach(f"{what}: before")
+            hear(in_flight, request, *inputs)
+            for what in names:
+                self.reach(f"{what}: after")
+
+        InFlight._hear = heard  # type: ignore[method-assign,assignment]  # wrapped as all the others are
 
     def _opened(self, _: ThreadsBackend, answer: object) -> str | None:
         return f"stream {self._streams()} opens" if isinstance(answer, AsyncEventStream) else None
@@ -201,6 +206,18 @@ class Points:
                     self.reach(f"journal lets go: {where}")
                 case _:
                     pass
+
+
+def _answer(input_: Input) -> list[str]:
+    match input_:
+        case RunObserved(event=None, run=run):
+            return [f"is answered: {run.status}"]
+        case RunObserved(event=event) if event is not None:
+            return [f"shows {event.event}"]
+        case EventsObserved(events=events):
+            return [f"shows {event.event}" for event in events]
+        case _:
+            return [f"is answered: {type(input_).__name__}"]
 
 
 def _state(record: RunRecord) -> str:

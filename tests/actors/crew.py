@@ -74,6 +74,12 @@ class Killing:
             report(poison())
 
 
+def collected() -> tuple[list[Input], Report]:
+    """A list, and the report that puts everything into it."""
+    told: list[Input] = []
+    return told, lambda *inputs: told.extend(inputs)
+
+
 class Refusing:
     """A backend whose first cancels meet a server that fails."""
 
@@ -97,9 +103,9 @@ class Swallowing:
         self._backend = backend
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
-        swallowed: list[Input] = []
+        swallowed, swallow = collected()
         swallows = isinstance(effect, CreateRun)
-        await self._backend.perform(effect, swallowed.append if swallows else report)
+        await self._backend.perform(effect, swallow if swallows else report)
         if swallowed:
             report(poison())
 
@@ -111,13 +117,11 @@ class Outlived:
         self._backend = backend
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
-        told: list[Input] = []
+        told, tell = collected()
         creates = isinstance(effect, CreateRun)
-        await self._backend.perform(effect, told.append if creates else report)
+        await self._backend.perform(effect, tell if creates else report)
         if creates:
-            report(poison())
-            for answer in told:
-                report(answer)
+            report(poison(), *told)
 
 
 class Unsent:

@@ -333,7 +333,7 @@ class Lightning:
             for actor in pykka.ActorRegistry.get_by_class(RunActor):
                 if self._random.random() < _TICK_S / self._life_s:
                     with suppress(pykka.ActorDeadError):
-                        actor.tell(poison())
+                        actor.tell((poison(),))
                         self.strikes += 1
 
 

@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 import gc
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 from stage import PATIENCE_S, our_threads, wait_until
 
 from orchestrator import BreakerPolicy, ServerLimits, ToolRegistry

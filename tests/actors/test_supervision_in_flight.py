@@ -102,8 +102,8 @@ class Home:
         self.do(self.in_flight.attach, self.tell, record)
         return self.told
 
-    def tell(self, input_: Input) -> None:
-        self.told.append(input_)
+    def tell(self, *inputs: Input) -> None:
+        self.told.extend(inputs)
         self.news.release()
 
     def start_tools(self, round_number: int, call: ToolCall = CALL) -> None:
@@ -158,27 +158,27 @@ def test_an_answer_is_told_to_every_conductor_until_one_takes_it(home: Home) -> 
 def test_a_word_of_the_users_is_told_to_every_conductor_once_each(home: Home) -> None:
     home.attach(record())
     for _ in range(3):
-        home.do(home.in_flight.report, CancelRequested())
+        home.do(home.in_flight.say, CancelRequested())
     home.do(home.in_flight.detach)
     assert home.attach(record()) == [Resumed(unwanted=True), CancelRequested()]
 
 
 def test_a_wish_for_the_end_is_told_in_place_of_an_admission_that_came_first(home: Home) -> None:
-    home.do(home.in_flight.report, Started())
-    home.do(home.in_flight.report, CancelRequested())
+    home.do(home.in_flight.say, Started())
+    home.do(home.in_flight.say, CancelRequested())
     told = home.attach(record(phase=Phase.ADMITTED))
     assert told == [Resumed(unwanted=True), CancelRequested()]
 
 
 def test_an_admission_that_comes_after_a_wish_for_the_end_is_not_told(home: Home) -> None:
-    home.do(home.in_flight.report, CancelRequested())
+    home.do(home.in_flight.say, CancelRequested())
     assert home.attach(record(phase=Phase.ADMITTED)) == [Resumed(unwanted=True), CancelRequested()]
-    home.do(home.in_flight.report, Started())
+    home.do(home.in_flight.say, Started())
     assert home.told[-1] == CancelRequested()
 
 
 def test_admission_is_told_again_only_where_the_record_still_waits_for_it(home: Home) -> None:
-    home.do(home.in_flight.report, Started())
+    home.do(home.in_flight.say, Started())
     assert home.attach(record(phase=Phase.ADMITTED)) == [Resumed(), Started()]
     home.do(home.in_flight.detach)
     assert home.attach(record(phase=Phase.CREATING)) == [Resumed()]

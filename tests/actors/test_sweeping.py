@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from between import between
-from crew import crewed
+from crew import collected, crewed
 from stage import PATIENCE_S, Gate, Stage, active_runs, wait_until
 
 from orchestrator.errors import APIError, AuthenticationError, OrchestratorClosed
@@ -21,7 +21,6 @@ from orchestrator.supervision.messages import FindOrphans
 if TYPE_CHECKING:
     from orchestrator.runs.backend import Backend, Report
     from orchestrator.runs.effects import RequestEffect
-    from orchestrator.runs.inputs import Input
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -133,13 +132,12 @@ class Withholding:
         self._heard = heard
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
-        withheld: list[Input] = []
+        withheld, withhold = collected()
         withholds = isinstance(effect, CreateRun)
-        await self._backend.perform(effect, withheld.append if withholds else report)
+        await self._backend.perform(effect, withhold if withholds else report)
         if withholds:
             await asyncio.to_thread(self._heard.wait, PATIENCE_S)
-            for answer in withheld:
-                report(answer)
+            report(*withheld)
 
 
 def test_a_run_whose_create_is_still_unanswered_here_is_no_orphan(stage: Stage) -> None:

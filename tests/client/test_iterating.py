@@ -130,7 +130,9 @@ def fetched(*script: Step) -> list[Input]:
     async def main(url: str) -> None:
         async with AsyncThreadsClient(url, api_key="k") as client:
             effect = FetchTranscript(number=1, thread_id="thread_1", run_id="run_1")
-            await ThreadsBackend(client, heard=lambda _: None).perform(effect, reports.append)
+            await ThreadsBackend(client, heard=lambda _: None).perform(
+                effect, lambda *inputs: reports.extend(inputs)
+            )
 
     with FaultyServer(*script) as server:
         asyncio.run(main(server.url))

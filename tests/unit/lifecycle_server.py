@@ -311,7 +311,7 @@ class Server:
         run.messages.append(message)
         event = MessageEvent(event="thread.message.completed", data=message, run_id=run.id)
         for watcher in tuple(run.watchers):
-            watcher.show(lambda number: told.EventObserved(number=number, event=event))
+            watcher.show(lambda number: told.EventsObserved(number=number, events=(event,)))
 
     def ask(self, run: ServerRun) -> None:
         run.rounds_left -= 1

@@ -145,7 +145,8 @@ class World:
             case fx.Record():
                 self.record = effect.record
             case fx.Publish():
-                self.show(effect.event)
+                for event in effect.events:
+                    self.show(event)
             case fx.SetTimer():
                 self.set_timer(effect)
             case fx.ClearTimer():

@@ -161,7 +161,7 @@ class Story:
                 event = RunEvent(event=f"thread.run.{item.status}", data=item, run_id=item.id)
                 self.tell(told.RunObserved(number=number, run=item, event=event))
             else:
-                self.tell(told.EventObserved(number=number, event=item))
+                self.tell(told.EventsObserved(number=number, events=(item,)))
 
     def end_stream(self, error: APIError | None = None) -> None:
         self.tell(told.StreamEnded(number=self.stream_number, error=error))
@@ -262,11 +262,12 @@ class Story:
     @property
     def shown(self) -> list[str]:
         """The names of the published events."""
-        return [effect.event.event for effect in self.all(fx.Publish)]
+        return [event.event for published in self.all(fx.Publish) for event in published.events]
 
     @property
     def notices(self) -> list[Notice]:
-        return [shown.event for shown in self.all(fx.Publish) if isinstance(shown.event, Notice)]
+        shown = (event for published in self.all(fx.Publish) for event in published.events)
+        return [event for event in shown if isinstance(event, Notice)]
 
     @property
     def result(self) -> RunResult:

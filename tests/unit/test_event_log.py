@@ -27,7 +27,7 @@ COUNT = 2000
 def filled(*numbers: int) -> EventLog:
     log = EventLog()
     for number in numbers:
-        log.append(notice(number))
+        log.add(notice(number))
     log.close()
     return log
 
@@ -62,9 +62,9 @@ def test_every_iteration_begins_anew() -> None:
 
 def test_a_reader_that_stops_early_costs_the_others_nothing() -> None:
     log = EventLog()
-    log.append(notice(1))
+    log.add(notice(1))
     assert next(iter(log)) == notice(1)
-    log.append(notice(2))
+    log.add(notice(2))
     log.close()
     assert read_blocking(log) == [1, 2]
 
@@ -90,7 +90,7 @@ def test_readers_on_threads_and_loops_lose_nothing_while_it_is_written() -> None
         readers = [pool.submit(job) for job in [on_thread] * 4 + [on_loop] * 4]
         ready.wait(PATIENCE_S)
         for event in range(COUNT):
-            log.append(notice(event))
+            log.add(notice(event))
         log.close()
         assert [reader.result(PATIENCE_S) for reader in readers] == [list(range(COUNT))] * 8
 
@@ -100,7 +100,7 @@ def test_writers_on_many_threads_lose_nothing() -> None:
 
     def write(number: int) -> None:
         for _ in range(COUNT):
-            log.append(notice(number))
+            log.add(notice(number))
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
@@ -123,7 +123,7 @@ def test_a_waiting_reader_is_woken_by_each_event_and_by_the_end() -> None:
     reader = threading.Thread(target=follow)
     reader.start()
     for event in range(5):
-        log.append(notice(event))
+        log.add(notice(event))
         assert turn.acquire(timeout=PATIENCE_S)
         assert heard == [*range(event + 1)]
     log.close()
@@ -135,8 +135,8 @@ def test_a_waker_is_called_once_and_only_for_news() -> None:
     log = EventLog()
     calls: list[str] = []
     assert log.when_changed(0, lambda: calls.append("woken"))
-    log.append(notice(1))
-    log.append(notice(2))
+    log.add(notice(1))
+    log.add(notice(2))
     assert calls == ["woken"]
     assert not log.when_changed(1, lambda: calls.append("never"))
     assert log.when_changed(2, lambda: calls.append("closed"))
@@ -157,7 +157,7 @@ def test_a_reader_whose_loop_is_gone_does_not_harm_the_writer() -> None:
         loop.run_until_complete(reader)
     loop.close()
     # The reader's wish to be woken is still there, and leads nowhere.
-    log.append(notice(1))
+    log.add(notice(1))
     log.close()
     assert read_blocking(log) == [1]
 
@@ -204,13 +204,13 @@ def test_a_reader_that_is_held_up_goes_on_with_a_gap_and_what_the_deltas_built(
 
     reader = threading.Thread(target=follow, args=(log, consume))
     reader.start()
-    log.append(message())
-    log.append(text("0"))
+    log.add(message())
+    log.add(text("0"))
     assert reached.wait(PATIENCE_S)
     # Whoever is held up holds up nobody: what it does not take is merged.
     for number in range(COUNT):
-        log.append(text(str(number % 10)))
-    log.append(message(status="completed", text="done"))
+        log.add(text(str(number % 10)))
+    log.add(message(status="completed", text="done"))
     log.close()
     goes_on.set()
     reader.join(PATIENCE_S)
@@ -237,7 +237,7 @@ def test_a_reader_that_keeps_up_sees_every_delta_and_no_gap(
     reader.start()
     events: list[StreamedEvent] = [message(), *(text(str(number)) for number in range(100)), notice(1)]
     for event in events:
-        log.append(event)
+        log.add(event)
         assert turn.acquire(timeout=PATIENCE_S)
     log.close()
     reader.join(PATIENCE_S)
@@ -267,7 +267,7 @@ def test_readers_lose_nothing_while_deltas_are_merged_under_them(
         readers = [pool.submit(read_all) for _ in range(3)]
         ready.wait(PATIENCE_S)
         for event in events:
-            log.append(event)
+            log.add(event)
         log.close()
         for reader in readers:
             got = reader.result(PATIENCE_S)
@@ -279,11 +279,11 @@ def test_readers_lose_nothing_while_deltas_are_merged_under_them(
 def test_by_default_a_thousand_deltas_and_256_kilobytes_of_them_are_kept() -> None:
     many, large = EventLog(), EventLog()
     for _ in range(2):
-        large.append(text("x" * (127 * 1024)))
+        large.add(text("x" * (127 * 1024)))
     for _ in range(1000):
-        many.append(text("x"))
+        many.add(text("x"))
     assert not any(map(is_gap, [*many.since(0).events, *large.since(0).events]))
-    many.append(text("x"))
-    large.append(text("x" * 2 * 1024))
+    many.add(text("x"))
+    large.add(text("x" * 2 * 1024))
     assert is_gap(many.since(0).events[0])
     assert is_gap(large.since(0).events[0])

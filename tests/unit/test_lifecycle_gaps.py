@@ -58,7 +58,7 @@ def test_what_was_missed_is_shown_step_by_step_each_message_with_the_step_that_w
     story.answer(run("completed"))
     steps = (writing("step_1", "msg_1"), step("step_2"), writing("step_3", "msg_2"))
     story.transcript(message("msg_1", "a"), message("msg_2", "b"), message("msg_3", "c"), steps=steps)
-    shown = (published.event for published in story.all(fx.Publish))
+    shown = (event for published in story.all(fx.Publish) for event in published.events)
     ids = [event.data.id for event in shown if isinstance(event, MessageEvent | RunStepEvent)]
     assert ids == ["msg_1", "step_1", "step_2", "msg_2", "step_3", "msg_3"]
 

@@ -251,7 +251,7 @@ class Teller(Story):
             told.ThreadCreated(number=number, thread=Thread(id="thread_1", metadata=metadata)),
             told.RunObserved(number=number, run=seen, poll_after_s=hint, expires_in_s=other - 9.0),
             _event(number, seen),
-            told.EventObserved(number=number, event=EVENTS[other % len(EVENTS)]),
+            told.EventsObserved(number=number, events=(EVENTS[other % len(EVENTS)],)),
             told.RunsListed(number=number, runs=listed),
             told.TranscriptFetched(number=number, messages=(message("msg_1", "x"),), steps=(step("step_1"),)),
             told.StreamEnded(number=number, error=error if other % 2 else None),
