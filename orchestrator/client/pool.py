@@ -13,6 +13,7 @@ on.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, defaultdict, deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import httpcore
 
 from orchestrator.client.deadline import PunctualBackend
-from orchestrator.client.sockets import TidyBackend, acquire, patience_until
+from orchestrator.client.dialing import Places, acquire, patience_until
+from orchestrator.client.http11 import DirectConnection
+from orchestrator.client.sockets import TidyBackend
 
 if TYPE_CHECKING:
     import threading
@@ -62,7 +65,8 @@ class LanePool(httpcore.AsyncConnectionPool):
 
     def __init__(self, stock: httpcore.AsyncConnectionPool, permits: Mapping[str, asyncio.Semaphore]) -> None:
         super().__init__()
-        stock._network_backend = TidyBackend(stock._network_backend)  # noqa: SLF001 - the seam, again
+        self._places = Places()
+        stock._network_backend = TidyBackend(stock._network_backend, self._places)  # noqa: SLF001 - the seam, again
         self._stock = stock
         self._permits = permits
         self._idle: defaultdict[_Origin, deque[AsyncConnectionInterface]] = defaultdict(deque)
@@ -71,8 +75,16 @@ class LanePool(httpcore.AsyncConnectionPool):
         self._shut = False
 
     def create_connection(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
-        """Return a connection that will be opened by its first request."""
-        return self._stock.create_connection(origin)
+        """Return a connection that will be opened by its first request: our own, unless there is a proxy."""
+        stock = self._stock
+        if type(stock) is not httpcore.AsyncConnectionPool:
+            return stock.create_connection(origin)
+        return DirectConnection(
+            origin,
+            tls=stock._ssl_context,  # noqa: SLF001 - the seam, again
+            keepalive_s=stock._keepalive_expiry or math.inf,  # noqa: SLF001 - the same
+            places=self._places,
+        )
 
     @property
     def connections(self) -> list[AsyncConnectionInterface]:

@@ -11,41 +11,17 @@ Imported on first use, because it imports httpcore.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections import defaultdict
-from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import httpcore
 
-__all__ = ["OPENING", "TidyBackend", "acquire", "patience_until", "undecrypted"]
+from orchestrator.client.dialing import acquire
 
-OPENING: Final = 64
-"""How many connections to one host a pool opens at once.
+if TYPE_CHECKING:
+    from orchestrator.client.dialing import Places
 
-The time for opening one is counted by the clock. Of thousands that are begun together, each would wait for
-the loop's turns of all others, and a server that answers at once would seem not to.
-"""
-
-patience_until: ContextVar[float | None] = ContextVar("patience_until", default=None)
-"""Until when, by the loop's clock, the request at hand may wait for a connection to be its own."""
-
-
-async def acquire(permit: asyncio.Semaphore) -> None:
-    """Wait for a permit, as long as the request at hand may.
-
-    Raises:
-        httpcore.PoolTimeout: None was free in time; nothing was sent.
-    """
-    if not permit.locked():
-        await permit.acquire()
-        return
-    try:
-        async with asyncio.timeout_at(patience_until.get()):
-            await permit.acquire()
-    except TimeoutError:
-        raise httpcore.PoolTimeout("no connection was free in time") from None
+__all__ = ["TidyBackend", "undecrypted"]
 
 
 def undecrypted(tls: object) -> bool:
@@ -69,15 +45,14 @@ def undecrypted(tls: object) -> bool:
 class TidyBackend(httpcore.AsyncNetworkBackend):
     """Connects as another does; a cancelled TLS handshake leaves nothing open, and leftovers are known.
 
-    No more than `OPENING` connections to one host are being opened at once. The wait for that is none of the
-    time to connect: it belongs to the wait for a connection.
+    Args:
+        backend: The other.
+        places: How many connections may be opened at once.
     """
 
-    def __init__(self, backend: httpcore.AsyncNetworkBackend) -> None:
+    def __init__(self, backend: httpcore.AsyncNetworkBackend, places: Places) -> None:
         self._backend = backend
-        self._places: defaultdict[tuple[str, int], asyncio.Semaphore] = defaultdict(
-            lambda: asyncio.Semaphore(OPENING)
-        )
+        self._places = places
 
     async def connect_tcp(
         self, host: str, port: int, *args: Any, **kwargs: Any
@@ -88,7 +63,7 @@ class TidyBackend(httpcore.AsyncNetworkBackend):
             httpcore.PoolTimeout: It was not its turn in time.
             httpcore.ConnectError: It could not, or the connection was lost before anything could be sent.
         """
-        place = self._places[host, port]
+        place = self._places.to(host, port)
         await acquire(place)
         try:
             stream = await self._backend.connect_tcp(host, port, *args, **kwargs)

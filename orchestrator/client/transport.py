@@ -111,6 +111,9 @@ _CARRIERS: Final = (
     "socket",
     "ssl",
     "orchestrator.client.deadline",
+    "orchestrator.client.dialing",
+    "orchestrator.client.http11",
+    "orchestrator.client.pool",
 )
 
 

@@ -10,7 +10,8 @@ from drivers import KEY
 from faulty_server import FaultyServer, full_backlog, reply
 
 from orchestrator.client import NO_RETRIES, AsyncThreadsClient
-from orchestrator.client.sockets import OPENING, TidyBackend
+from orchestrator.client.dialing import OPENING, Places
+from orchestrator.client.sockets import TidyBackend
 from orchestrator.errors import APITimeout
 
 THREAD = {"id": "thread_1", "object": "thread"}
@@ -36,7 +37,7 @@ def test_of_a_burst_only_so_many_connections_are_opened_at_once() -> None:
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         counting = Counting()
-        tidy = TidyBackend(counting)
+        tidy = TidyBackend(counting, Places())
         burst = (tidy.connect_tcp("127.0.0.1", port, timeout=5.0) for _ in range(3 * OPENING))
         for stream in await asyncio.gather(*burst):
             await stream.aclose()

@@ -153,7 +153,7 @@ def test_idle_connections_past_their_time_are_closed_by_the_traffic_of_others() 
         pool = pool_of(client)
         oldest = pool.connections[:3]
         for connection in oldest:
-            connection._connection._expire_at = 0.0  # type: ignore[attr-defined]  # time passes
+            connection._idle_until = 0.0  # type: ignore[attr-defined]  # time passes
         for left in (3, 2, 1):
             await get(client, server.url)
             assert len(pool.connections) == left

@@ -1,0 +1,434 @@
+"""HTTP/1.1 over one asyncio transport: a request goes out, its answer comes in, and then perhaps the next.
+
+Owns the framing (httptools parses answers), the waiting with its time-outs, back pressure, and whether a
+connection may be used again. It says of what goes wrong what httpcore would say, with httpcore's own
+exceptions, so that nobody above needs to know whose connection it was. It refuses to know pools, retries and
+what a body means; it speaks no HEAD, CONNECT or upgrade, and sends bodies whole.
+
+httpcore's own connections cost ten times as much for each piece of an answer, and event streams come in many.
+Imported on first use, because it imports httpcore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import time
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httpcore
+import httptools
+from httpcore import AsyncConnectionInterface
+
+from orchestrator.client.dialing import Places, acquire, dial
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+__all__ = ["DirectConnection"]
+
+MAX_HEAD_BYTES: Final = 100 * 1024
+"""The most that an answer's head may take: as much as httpcore allows."""
+
+MAX_UNREAD_BYTES: Final = 256 * 1024
+"""With more than this unread, the server has to wait."""
+
+# What RFC 9110 allows; a line break in a header of the user's would begin another one.
+_HEADER_NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+_HEADER_VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\r\n\f\v]*[^\x00\s])?)?")
+_TARGET: Final = re.compile(rb"[\x21-\x7e]+")
+
+_Headers = list[tuple[bytes, bytes]]
+
+
+class DirectConnection(AsyncConnectionInterface):
+    """A connection to a server, opened by its first request; one request at a time.
+
+    Args:
+        origin: The server.
+        tls: Whom to trust, for https.
+        keepalive_s: How long it may be idle.
+        places: How many may be opened at once.
+    """
+
+    def __init__(
+        self, origin: httpcore.Origin, *, tls: ssl.SSLContext | None, keepalive_s: float, places: Places
+    ) -> None:
+        self._origin = origin
+        self._tls = tls if origin.scheme == b"https" else None
+        self._keepalive_s = keepalive_s
+        self._places = places
+        self._wire: _Wire | None = None
+        self._idle_until = 0.0
+        self._closed = False
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request; return its answer, whose body is still to be read or closed.
+
+        Raises:
+            httpcore.ConnectionNotAvailable: The connection is closed or busy; nothing was sent.
+            httpcore.LocalProtocolError: The request cannot be sent; nothing was.
+            httpcore.ConnectError: There is no connection; nothing was sent.
+            httpcore.ConnectTimeout: The same.
+            httpcore.WriteTimeout: The server does not take the request.
+            httpcore.ReadTimeout: It does not answer.
+            httpcore.ReadError: The connection broke.
+            httpcore.RemoteProtocolError: The server hung up, or what it answers is no HTTP.
+        """
+        if self._closed or (self._wire is not None and not self._wire.is_idle):
+            raise httpcore.ConnectionNotAvailable
+        message = await _encoded(request)
+        timeouts = request.extensions.get("timeout", {})
+        if self._wire is None:
+            self._wire = await self._opened(timeouts.get("connect"))
+        answer = await self._wire.exchange(message, timeouts.get("write"), timeouts.get("read"))
+        body = _Body(self._wire, self)
+        return httpcore.Response(answer.status, headers=answer.headers, content=body)
+
+    async def _opened(self, timeout_s: float | None) -> _Wire:
+        host, port = self._origin.host.decode("ascii"), self._origin.port
+        place = self._places.to(host, port)
+        await acquire(place)
+        try:
+            wire = await dial(_Wire, host, port, tls=self._tls, timeout_s=timeout_s)
+        finally:
+            place.release()
+        if self._closed:
+            wire.close()
+            raise httpcore.ConnectError("the connection was closed while it was opened")
+        return wire
+
+    def rest(self) -> None:
+        """Take note that the answer was read to its end."""
+        self._idle_until = time.monotonic() + self._keepalive_s
+
+    async def aclose(self) -> None:
+        """Close the connection, whatever is under way. Repeatable."""
+        self._closed = True
+        if self._wire is not None:
+            self._wire.close()
+            await asyncio.sleep(0)  # the loop lets go of the socket in its next turn
+
+    def can_handle_request(self, origin: httpcore.Origin) -> bool:
+        """Whether it leads to this server."""
+        return origin == self._origin
+
+    def is_available(self) -> bool:
+        """Whether it can take a request."""
+        return not self._closed and (self._wire is None or self._wire.is_idle)
+
+    def is_idle(self) -> bool:
+        """Whether it can be used again."""
+        return not self._closed and self._wire is not None and self._wire.is_idle
+
+    def has_expired(self) -> bool:
+        """Whether it was idle for too long, or there is something to be read, which can only be its end."""
+        if self._wire is None:
+            return self._closed
+        return time.monotonic() > self._idle_until or not self._wire.is_idle or self._wire.is_readable()
+
+    def is_closed(self) -> bool:
+        """Whether it is of no more use."""
+        return self._closed
+
+    def info(self) -> str:
+        """For people."""
+        return f"{self._origin}, {'closed' if self._closed else 'idle' if self.is_idle() else 'active'}"
+
+
+class _Body:
+    """An answer's body, to be read once, to its end or not."""
+
+    __slots__ = ("_connection", "_wire")
+
+    def __init__(self, wire: _Wire, connection: DirectConnection) -> None:
+        self._wire = wire
+        self._connection = connection
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = await self._wire.receive()
+        if not part:
+            raise StopAsyncIteration
+        return part
+
+    async def aclose(self) -> None:
+        """Let go of the answer; only a connection whose answer came to its end can be used again."""
+        if self._wire.finish():
+            self._connection.rest()
+        else:
+            await self._connection.aclose()
+
+
+class _Wire(asyncio.Protocol):
+    """The connection's two ends: what is written and read, and who waits for that."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: _Headers = []
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = None
+        self._parts: list[bytes] = []
+        self._unread = 0
+        self._head_bytes = 0
+        self._has_head = self._is_complete = False
+        self._is_busy = self._is_broken = False
+        self._is_chunked = self._needs_end = False
+        self._tail = b""
+        self._fed_body = 0
+        self._error: Exception | None = None
+        self._read_s: float | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._is_full = self._is_paused = False
+        self._reads_by = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+
+    # What a request needs.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for the next request."""
+        return not (self._is_busy or self._is_broken)
+
+    async def exchange(self, message: bytes, write_s: float | None, read_s: float | None) -> _Wire:
+        """Send a request and wait for the head of its answer."""
+        self._begin(read_s)
+        self._transport.write(message)
+        if self._is_full:
+            await self._wait_for_room(write_s)
+        while not self._has_head:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        return self
+
+    async def receive(self) -> bytes:
+        """Wait for the next part of the body: everything that has come; empty once it is over."""
+        while not self._parts:
+            if self._is_complete or not self._is_busy:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts = []
+        self._unread = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return data
+
+    def finish(self) -> bool:
+        """Be idle, if the answer came to its end and the connection outlives it."""
+        self._is_busy = False
+        self._parts = []
+        return self._is_complete and not (self._is_broken or self._is_full)
+
+    def is_readable(self) -> bool:
+        """Whether the system has something for us that the loop did not come to yet."""
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        if descriptor < 0:
+            return True
+        if not hasattr(select, "poll"):
+            return bool(select.select([descriptor], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close it at once; whoever waits is told."""
+        self._is_broken = True
+        self._fail(httpcore.ReadError("the connection was closed while it was used"))
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._transport.abort()
+
+    def _begin(self, read_s: float | None) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._is_busy = True
+        self._has_head = self._is_complete = False
+        self._head_bytes = 0
+        self._tail = b""
+        self._read_s = read_s
+        self._error = None
+
+    async def _wait_for_room(self, write_s: float | None) -> None:
+        """Wait until the request has left, or an answer makes that superfluous."""
+        try:
+            async with asyncio.timeout(write_s):
+                while self._is_full and not self._has_head and self._error is None:
+                    self._drained = self._loop.create_future()
+                    await self._drained
+        except TimeoutError as error:
+            raise httpcore.WriteTimeout(f"the request was not taken in {write_s} s") from error
+        finally:
+            self._drained = None
+
+    async def _wait(self) -> None:
+        """Wait for the server, no longer than one read may take."""
+        self._waiter = self._loop.create_future()
+        if self._read_s is not None:
+            self._reads_by = self._loop.time() + self._read_s
+            if self._alarm is None:
+                self._alarm = self._loop.call_at(self._reads_by, self._ring)
+            elif self._alarm.when() > self._reads_by:
+                self._alarm.cancel()
+                self._alarm = self._loop.call_at(self._reads_by, self._ring)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _ring(self) -> None:
+        # One timer for many reads: each would have its own set and cancelled, for every event of a stream.
+        self._alarm = None
+        if self._waiter is None or self._read_s is None:
+            return
+        if self._loop.time() < self._reads_by:
+            self._alarm = self._loop.call_at(self._reads_by, self._ring)
+            return
+        self._fail(httpcore.ReadTimeout(f"nothing came for {self._read_s} s"))
+
+    def _wake(self) -> None:
+        for waiting in (self._waiter, self._drained):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self._is_broken = True
+        if self._error is None and not self._is_complete:
+            self._error = error
+        self._wake()
+
+    # What asyncio tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_busy and not self._is_complete:
+            self._parse(data)
+        else:
+            self._is_broken = True  # nobody has asked for it
+
+    def _parse(self, data: bytes) -> None:
+        had_head = self._has_head
+        self._fed_body = 0
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(httpcore.RemoteProtocolError(f"no HTTP: {error}"))
+        if not self._has_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._fail(httpcore.RemoteProtocolError(f"the head is larger than {MAX_HEAD_BYTES} bytes"))
+        if self._is_complete and not self._ends_with(data, had_head=had_head):
+            self._is_broken = True
+        self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
+        if self._unread > MAX_UNREAD_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def _ends_with(self, data: bytes, *, had_head: bool) -> bool:
+        """Whether the answer that is complete now ends where these bytes end.
+
+        The parser tells of a message that follows, but swallows line ends between two.
+        """
+        seen = self._tail + data
+        if self._is_chunked:
+            return seen.endswith(b"\r\n\r\n") and not seen.endswith(b"\n\r\n\r\n")
+        begins = 0
+        if not had_head:
+            ends = seen.find(b"\r\n\r\n")
+            begins = len(data) if ends < 0 else ends + 4 - len(self._tail)
+        return len(data) - begins == self._fed_body
+
+    def eof_received(self) -> None:
+        self._end(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._wake()
+
+    def _end(self, exc: Exception | None) -> None:
+        if self._is_busy and self._has_head and self._needs_end and exc is None and self._error is None:
+            self._is_complete = True
+        elif exc is not None:
+            error = httpcore.ReadError(str(exc) or type(exc).__name__)
+            error.__cause__ = exc
+            self._fail(error)
+        elif self._has_head:
+            self._fail(httpcore.RemoteProtocolError("the server hung up before the answer's end"))
+        else:
+            self._fail(httpcore.RemoteProtocolError("Server disconnected without sending a response."))
+        self._is_broken = True
+        self._wake()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            self._is_broken = True  # bytes after the answer
+            return
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_complete:
+            self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._is_complete:
+            return
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            return  # the answer itself is still to come
+        framing = {name.lower() for name, _ in self.headers}
+        self._is_chunked = b"transfer-encoding" in framing
+        self._needs_end = not self._is_chunked and b"content-length" not in framing
+        self._has_head = True
+        if not self._parser.should_keep_alive():
+            self._is_broken = True
+
+    def on_body(self, data: bytes) -> None:
+        if not self._is_complete:
+            self._parts.append(data)
+            self._unread += len(data)
+            self._fed_body += len(data)
+
+    def on_message_complete(self) -> None:
+        if self._has_head:
+            self._is_complete = True
+
+
+async def _encoded(request: httpcore.Request) -> bytes:
+    """A request as it goes out.
+
+    Raises:
+        httpcore.LocalProtocolError: It would not be one request.
+    """
+    target = request.url.target
+    if not _TARGET.fullmatch(target) or not _HEADER_NAME.fullmatch(request.method):
+        raise httpcore.LocalProtocolError("the method or the URL cannot be sent")
+    lines = [b"%s %s HTTP/1.1" % (request.method, target)]
+    for name, value in request.headers:
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            # Not repeated: it may be a key.
+            raise httpcore.LocalProtocolError(f"Illegal header value of {name.decode('ascii', 'replace')!r}")
+        lines.append(b"%s: %s" % (name, value))
+    stream = cast("AsyncIterator[bytes]", request.stream)
+    body = b"".join([part async for part in stream])
+    return b"%s\r\n\r\n%s" % (b"\r\n".join(lines), body)
