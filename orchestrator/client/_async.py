@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, Unpack, assert_never
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar, Unpack, assert_never
 
 from orchestrator.client.answers import answer, body_limit, is_success, too_large
 from orchestrator.client.attempts import Attempts, Clocks
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.client.auth import ApiKey, AuthHeader
     from orchestrator.client.call import Answer, Call, CallOptions
     from orchestrator.client.connections import OnResponse, Verify
+    from orchestrator.client.exchange import AsyncAnswer, AsyncCarrier
     from orchestrator.client.options import AsyncClientOptions
     from orchestrator.client.reconciliation import Step
     from orchestrator.client.settings import Account, Request
@@ -211,20 +212,17 @@ class AsyncThreadsClient(AsyncOperations):
         if call.streams:
             raise ValueError(f"{call.operation} streams: use attempt_stream")
         request = self._settings.request(call)
-        http = self._connections.client()
-        return await authorized(call, request, partial(self._answer, http, call))
+        carrier = self._connections.carrier()
+        return await authorized(call, request, partial(self._answer, carrier, call))
 
-    @asynccontextmanager
-    async def attempt_stream(self, call: Call[Run]) -> AsyncIterator[AsyncEventStream]:
+    def attempt_stream(self, call: Call[Run]) -> AbstractAsyncContextManager[AsyncEventStream]:
         """Make exactly one request, and iterate over the events that answer it.
 
         Raises:
             APIError: The stream did not open; what happens later is raised by its iteration.
             ValueError: The call does not stream, or its options make no sense.
         """
-        stream = await self._open(call)
-        async with _closing(stream):
-            yield stream
+        return _Open(lambda: self._open(call))
 
     async def aclose(self) -> None:
         """Close the connections, those in use too. A client from `with_options` closes nothing."""
@@ -242,51 +240,45 @@ class AsyncThreadsClient(AsyncOperations):
     ) -> None:
         await self.aclose()
 
-    async def _answer(self, http: httpx.AsyncClient, call: Call[T], request: Request) -> Answer[T]:
-        response, body = await self._exchange(http, call, request)
-        headers = dict(response.headers)
-        if is_success(response.status_code) and len(body) > body_limit(response.status_code):
-            raise too_large(call, headers)
-        return answer(call, response.status_code, headers, bytes(body))
+    async def _answer(self, carrier: AsyncCarrier, call: Call[T], request: Request) -> Answer[T]:
+        from orchestrator.client.transport import Translated
 
-    async def _exchange(
-        self, http: httpx.AsyncClient, call: Call[Any], request: Request
-    ) -> tuple[httpx.Response, bytearray]:
-        from orchestrator.client.transport import translated
-
-        with translated(method=call.method, path=call.path):
+        with Translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await self._connections.send(http, call, request)
+                answered = await self._connections.send(carrier, call, request)
                 try:
-                    return response, await _read(response)
+                    body = await _read(answered)
                 finally:
-                    await response.aclose()
+                    await answered.aclose()
+        if is_success(answered.status) and len(body) > body_limit(answered.status):
+            raise too_large(call, answered.headers)
+        return answer(call, answered.status, answered.headers, bytes(body))
 
     async def _open(self, call: Call[Run], *, until_started: bool = False) -> AsyncEventStream:
         if not call.streams:
             raise ValueError(f"{call.operation} does not stream: use attempt")
         request = self._settings.request(call)
-        http = self._connections.client()
-        return await authorized(call, request, partial(self._opened, http, call, until_started=until_started))
+        carrier = self._connections.carrier()
+        opened = partial(self._opened, carrier, call, until_started=until_started)
+        return await authorized(call, request, opened)
 
     async def _opened(
-        self, http: httpx.AsyncClient, call: Call[Run], request: Request, *, until_started: bool
+        self, carrier: AsyncCarrier, call: Call[Run], request: Request, *, until_started: bool
     ) -> AsyncEventStream:
         from orchestrator.client.stream import AsyncEventStream
-        from orchestrator.client.transport import translated
+        from orchestrator.client.transport import Translated
 
-        with translated(method=call.method, path=call.path):
+        with Translated(method=call.method, path=call.path):
             async with asyncio.timeout(request.timeout_s):
-                response = await self._connections.send(http, call, request)
+                answered = await self._connections.send(carrier, call, request)
                 try:
-                    headers = dict(response.headers)
-                    if not is_success(response.status_code):
-                        answer(call, response.status_code, headers, bytes(await _read(response)))
-                    stream = AsyncEventStream(call, response, headers)
+                    if not is_success(answered.status):
+                        answer(call, answered.status, answered.headers, bytes(await _read(answered)))
+                    stream = AsyncEventStream(call, answered)
                     if until_started:
                         await stream.started()
                 except BaseException:
-                    await response.aclose()
+                    await answered.aclose()
                     raise
         return stream
 
@@ -309,14 +301,14 @@ class AsyncThreadsClient(AsyncOperations):
         async with AsyncExitStack() as opened:  # from its birth: a plan may be left with a stream in hand
 
             async def started(call: Call[Run]) -> AsyncEventStream:
-                stream = await self._open(call, until_started=True)
-                return await opened.enter_async_context(_closing(stream))
+                return await opened.enter_async_context(_Open(lambda: self._open(call, until_started=True)))
 
             outcome = await self._settled(attempts, started)
             if isinstance(outcome, AsyncEventStream):
                 stream = outcome
             else:
-                stream = await opened.enter_async_context(_closing(AsyncEventStream.of(call, outcome)))
+                settled = AsyncEventStream.of(call, outcome)
+                stream = await opened.enter_async_context(_Open(lambda: _ready(settled)))
             attempts.learn(stream.upcoming_run)
             yield stream
 
@@ -374,30 +366,50 @@ class AsyncThreadsClient(AsyncOperations):
         return value
 
 
-@asynccontextmanager
-async def _closing(stream: AsyncEventStream) -> AsyncIterator[AsyncEventStream]:
-    try:
-        yield stream
-        if stream.is_told:
-            await stream.until_done()
-    except BaseException:
-        await stream.aclose()
-        raise
-    await stream.aclose(reuse=True)
+class _Open:
+    """A stream that is opened, and closed whatever happens; one that is told is read to its end before."""
+
+    __slots__ = ("_open", "_stream")
+
+    def __init__(self, open_: Callable[[], Awaitable[AsyncEventStream]]) -> None:
+        self._open = open_
+
+    async def __aenter__(self) -> AsyncEventStream:
+        self._stream = await self._open()
+        return self._stream
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stream = self._stream
+        try:
+            if exc is None and stream.is_told:
+                await stream.until_done()
+        except BaseException:
+            await stream.aclose()
+            raise
+        await stream.aclose(reuse=exc is None)
 
 
-async def _read(response: httpx.Response) -> bytearray:
-    """Read a body, at most one chunk past its limit."""
-    from httpx import DecodingError, NetworkError, ProtocolError
+async def _ready(stream: AsyncEventStream) -> AsyncEventStream:
+    return stream
+
+
+async def _read(answered: AsyncAnswer) -> bytearray:
+    """Read a body, at most one part past its limit."""
+    from orchestrator.client.transport import BROKEN
 
     body = bytearray()
     try:
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > body_limit(response.status_code):
+        async for part in answered.parts:
+            body += part
+            if len(body) > body_limit(answered.status):
                 break
-    except (DecodingError, NetworkError, ProtocolError):
+    except BROKEN:
         # A refusal is one without its text, too.
-        if is_success(response.status_code):
+        if is_success(answered.status):
             raise
     return body

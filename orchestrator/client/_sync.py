@@ -245,10 +245,10 @@ class ThreadsClient(BlockingOperations):
         self, http: httpx.Client, call: Call[Any], request: Request
     ) -> tuple[httpx.Response, bytearray]:
         from orchestrator.client.deadline import ends_at
-        from orchestrator.client.transport import translated
+        from orchestrator.client.transport import Translated
 
         ends = time.monotonic() + request.timeout_s
-        with translated(method=call.method, path=call.path), ends_at(ends):
+        with Translated(method=call.method, path=call.path), ends_at(ends):
             response = self._connections.send(http, call, request)
             try:
                 return response, _read(response, ends)
@@ -269,10 +269,10 @@ class ThreadsClient(BlockingOperations):
     ) -> EventStream:
         from orchestrator.client.deadline import ends_at
         from orchestrator.client.stream import EventStream
-        from orchestrator.client.transport import translated
+        from orchestrator.client.transport import Translated
 
         ends = time.monotonic() + request.timeout_s
-        with translated(method=call.method, path=call.path), ends_at(ends):
+        with Translated(method=call.method, path=call.path), ends_at(ends):
             response = self._connections.send(http, call, request)
             try:
                 headers = dict(response.headers)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
     from orchestrator.client.call import Call
+    from orchestrator.client.exchange import AsyncAnswer, AsyncCarrier
     from orchestrator.client.settings import Request
 
 __all__ = ["AsyncConnections", "BlockingConnections", "OnResponse", "Verify"]
@@ -70,31 +71,31 @@ class _Connections:
     def _announce(self, request: Request) -> None:
         # Counting is one step, also between threads: one of them gets the zero.
         if request.exposes_key and next(self._exposures) == 0:
-            log.warning("client.key_exposed", server=urlsplit(request.url).netloc, remedy="use https")
+            log.warning("client.key_exposed", server=urlsplit(request.base_url).netloc, remedy="use https")
 
-    def _tell(self, call: Call[Any], response: httpx.Response, begun: float) -> None:
+    def _tell(self, call: Call[Any], status: int, headers: Mapping[str, str], begun: float) -> None:
         if self._on_response is None:
             return
         elapsed_s = time.monotonic() - begun
         try:
-            self._on_response(call.operation, response.status_code, dict(response.headers), elapsed_s)
+            self._on_response(call.operation, status, dict(headers), elapsed_s)
         except Exception:
             # A listener must not decide what becomes of a call.
             log.exception("client.on_response_failed", operation=call.operation)
 
 
 class AsyncConnections(_Connections):
-    """The httpx client: made on first use, and then bound to that event loop and process."""
+    """What carries requests: made on first use, and then bound to that event loop and process."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._client: httpx.AsyncClient | None = None
+        self._carrier: AsyncCarrier | None = None
         # At most one: `setdefault` lets one loop win where several come at once, and holds no lock, which a
         # fork would copy as it stands.
         self._owners: dict[None, tuple[int, asyncio.AbstractEventLoop]] = {}
 
-    def client(self) -> httpx.AsyncClient:
-        """Return the httpx client.
+    def carrier(self) -> AsyncCarrier:
+        """Return what carries requests.
 
         Raises:
             OrchestratorClosed: It is closed, or was inherited by a fork.
@@ -108,30 +109,28 @@ class AsyncConnections(_Connections):
             raise OrchestratorClosed("the client was inherited by a fork: make a new one in this process")
         if owner is not loop:
             raise RuntimeError("the client was first used on another event loop: make one for each loop")
-        if self._client is None:
-            from orchestrator.client.transport import async_client
+        if self._carrier is None:
+            from orchestrator.client.exchange import AsyncCarrier
 
-            self._client = async_client(**self._arguments)
-        return self._client
+            self._carrier = AsyncCarrier(**self._arguments)
+        return self._carrier
 
-    async def send(self, http: httpx.AsyncClient, call: Call[Any], request: Request) -> httpx.Response:
+    async def send(self, carrier: AsyncCarrier, call: Call[Any], request: Request) -> AsyncAnswer:
         """Send a request and return its answer, unread."""
-        from orchestrator.client.transport import prepared
-
         self._announce(request)
         begun = time.monotonic()
-        response = await http.send(prepared(request, path=call.path), stream=True)
-        self._tell(call, response, begun)
-        return response
+        answer = await carrier.send(request)
+        self._tell(call, answer.status, answer.headers, begun)
+        return answer
 
     async def aclose(self) -> None:
         """Close the connections, once."""
         # A forked child must not touch its parent's sockets.
         is_ours = any(pid == os.getpid() for pid, _ in self._owners.values())
-        if self._client is not None and is_ours and not self._closed:
-            client = self.client()
+        if self._carrier is not None and is_ours and not self._closed:
+            carrier = self.carrier()
             self._closed = True
-            await client.aclose()
+            await carrier.aclose()
         self._closed = True
 
 
@@ -169,8 +168,8 @@ class BlockingConnections(_Connections):
 
         self._announce(request)
         begun = time.monotonic()
-        response = http.send(prepared(request, path=call.path), stream=True)
-        self._tell(call, response, begun)
+        response = http.send(prepared(request), stream=True)
+        self._tell(call, response.status_code, response.headers, begun)
         return response
 
     def close(self) -> None:

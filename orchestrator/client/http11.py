@@ -148,13 +148,7 @@ class _Body:
         self._connection = connection
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        part = await self._wire.receive()
-        if not part:
-            raise StopAsyncIteration
-        return part
+        return self._wire
 
     async def aclose(self) -> None:
         """Let go of the answer; only a connection whose answer came to its end can be used again."""
@@ -207,11 +201,14 @@ class _Wire(asyncio.Protocol):
             await self._wait()
         return self
 
-    async def receive(self) -> bytes:
-        """Wait for the next part of the body: everything that has come; empty once it is over."""
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Wait for the next part of the body: everything that has come."""
         while not self._parts:
             if self._is_complete or not self._is_busy:
-                return b""
+                raise StopAsyncIteration
             if self._error is not None:
                 raise self._error
             await self._wait()

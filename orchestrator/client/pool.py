@@ -184,6 +184,8 @@ class LanePool(httpcore.AsyncConnectionPool):
 class _LentStream:
     """An answer's body, and with it the connection: whichever way it ends, both go back exactly once."""
 
+    __slots__ = ("_body", "_connection", "_origin", "_parts", "_permit", "_pool", "_returned")
+
     def __init__(
         self,
         pool: LanePool,
@@ -197,12 +199,17 @@ class _LentStream:
         self._origin = origin
         self._permit = permit
         self._body = body
+        self._parts: AsyncIterator[bytes] = aiter(body)
         self._returned = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            async for part in self._body:
-                yield part
+            return await anext(self._parts)
+        except StopAsyncIteration:
+            raise
         except BaseException:
             await self.aclose()
             raise

@@ -61,7 +61,9 @@ class Request:
 
     Attributes:
         method: The HTTP method.
-        url: The whole URL.
+        base_url: Where its path begins, without a slash at the end.
+        path: The path below the base URL.
+        query: What follows it, with its question mark, or nothing.
         headers: By lower-case name; they hold the key, but no provider's token.
         content: The body, or `None`.
         timeout_s: Seconds for all of it, or for opening it when it streams.
@@ -71,13 +73,25 @@ class Request:
     """
 
     method: str
-    url: str
+    base_url: str
+    path: str
+    query: str
     headers: Mapping[str, str] = field(repr=False)
     content: bytes | None = field(repr=False)
     timeout_s: float
     extensions: dict[str, Any]
     tokens: AsyncTokens | BlockingTokens | None = None
     exposes_key: bool = False
+
+    @property
+    def target(self) -> str:
+        """What is asked for below the base URL."""
+        return f"{self.path}{self.query}"
+
+    @property
+    def url(self) -> str:
+        """The whole URL."""
+        return f"{self.base_url}{self.path}{self.query}"
 
     def bearing(self, token: Token, *, timeout_s: float) -> Request:
         """Return the request with a token, to be sent within the time that is left."""
@@ -217,7 +231,9 @@ class Settings:
         has_key = tokens is not None or "authorization" in headers or "api-key" in headers
         return Request(
             method=call.method,
-            url=f"{settings.base_url}{call.path}{query}",
+            base_url=settings.base_url,
+            path=call.path,
+            query=query,
             headers=headers,
             content=call.body,
             timeout_s=settings.timeout_s,

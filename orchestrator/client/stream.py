@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -22,17 +21,20 @@ from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent, Stream
 from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 
     import httpx
 
     from orchestrator.client.call import Call
+    from orchestrator.client.exchange import AsyncAnswer
     from orchestrator.protocol.objects import Run
 
 __all__ = ["AsyncEventStream", "EventStream"]
 
 MOST_AT_ONCE: Final = 64
 """How many events are handed out together."""
+
+_JSON: Final = {"content-type": "application/json"}
 
 DRAIN_S: Final = 1.0
 """How long a stream that said `done` is given to end, so that its connection can be used again."""
@@ -105,32 +107,20 @@ class _Stream:
     def __init__(
         self,
         call: Call[Run],
-        response: httpx.Response,
+        status: int,
         headers: Mapping[str, str],
     ) -> None:
-        from orchestrator.client.transport import translated
+        from orchestrator.client.transport import Translated
 
-        self._response = response
-        self._translated = partial(translated, method=call.method, path=call.path)
-        self._events = _Events(call, response.status_code, headers)
+        self._status = status
+        self._translated = Translated(method=call.method, path=call.path)
+        self._events = _Events(call, status, headers)
         self._ended = False
-
-    @classmethod
-    def of(cls, call: Call[Run], run: Run) -> Self:
-        """Return what a server that cannot stream would answer: the run as it stands, and no more.
-
-        For a request whose stream was lost, when a look has shown what became of it.
-        """
-        import httpx
-
-        body = msgspec.json.encode(run)
-        response = httpx.Response(200, headers={"content-type": "application/json"}, content=body)
-        return cls(call, response, dict(response.headers))
 
     @property
     def status(self) -> int:
         """The answer's HTTP status."""
-        return self._response.status_code
+        return self._status
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -177,14 +167,24 @@ class AsyncEventStream(_Stream):
         APIResponseError: An event is too large, or a JSON answer cannot be understood.
     """
 
-    def __init__(
-        self,
-        call: Call[Run],
-        response: httpx.Response,
-        headers: Mapping[str, str],
-    ) -> None:
-        super().__init__(call, response, headers)
-        self._chunks: AsyncIterator[bytes] = response.aiter_bytes()
+    def __init__(self, call: Call[Run], answer: AsyncAnswer) -> None:
+        super().__init__(call, answer.status, answer.headers)
+        self._parts = answer.parts
+        self._close = answer.aclose
+
+    @classmethod
+    def of(cls, call: Call[Run], run: Run) -> Self:
+        """Return what a server that cannot stream would answer: the run as it stands, and no more.
+
+        For a request whose stream was lost, when a look has shown what became of it.
+        """
+        from orchestrator.client.exchange import AsyncAnswer
+
+        async def whole() -> AsyncGenerator[bytes, None]:
+            yield msgspec.json.encode(run)
+
+        parts = whole()
+        return cls(call, AsyncAnswer(200, _JSON, parts, parts.aclose))
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """Return itself: an answer cannot be read twice."""
@@ -243,7 +243,7 @@ class AsyncEventStream(_Stream):
                 await self._drain()
         finally:
             self._drop()
-            await self._response.aclose()
+            await self._close()
 
     async def _next(self) -> StreamEvent | None:
         events = self._events
@@ -253,8 +253,8 @@ class AsyncEventStream(_Stream):
 
     async def _read(self) -> None:
         self._ended = True  # unless a chunk comes: what broke cannot be read on
-        with self._translated():
-            chunk = await anext(self._chunks, None)
+        with self._translated:
+            chunk = await anext(self._parts, None)
         if chunk is None:
             self._events.end()
         else:
@@ -286,8 +286,16 @@ class EventStream(_Stream):
         response: httpx.Response,
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(call, response, headers)
+        super().__init__(call, response.status_code, headers)
+        self._response = response
         self._chunks: Iterator[bytes] = response.iter_bytes()
+
+    @classmethod
+    def of(cls, call: Call[Run], run: Run) -> Self:
+        """Return what a server that cannot stream would answer; see `AsyncEventStream.of`."""
+        import httpx
+
+        return cls(call, httpx.Response(200, headers=_JSON, content=msgspec.json.encode(run)), _JSON)
 
     def __iter__(self) -> Iterator[StreamEvent]:
         """Return itself: an answer cannot be read twice."""
@@ -337,7 +345,7 @@ class EventStream(_Stream):
 
     def _read(self) -> None:
         self._ended = True  # unless a chunk comes: what broke cannot be read on
-        with self._translated():
+        with self._translated:
             chunk = next(self._chunks, None)
         if chunk is None:
             self._events.end()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -24,16 +23,17 @@ from orchestrator.errors import APIConnectionError, APIError, APIResponseError, 
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
 
     from orchestrator.client.settings import Request
 
 __all__ = [
+    "BROKEN",
+    "Translated",
     "api_error",
     "async_client",
     "prepared",
     "sync_client",
-    "translated",
+    "unsendable",
     "was_sent",
 ]
 
@@ -58,6 +58,16 @@ _UNSENT: Final = (
 )
 
 
+BROKEN: Final = (
+    httpx.DecodingError,
+    httpx.NetworkError,
+    httpx.ProtocolError,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+)
+"""What ends an answer's body before its end."""
+
+
 def was_sent(exc: BaseException) -> bool:
     """Say whether a byte of the request may have left; unknown means yes.
 
@@ -66,9 +76,9 @@ def was_sent(exc: BaseException) -> bool:
     request was delivered, so the class alone proves nothing.
 
     Args:
-        exc: What an httpx transport raised.
+        exc: What httpcore raised, or an httpx transport.
     """
-    return not isinstance(exc.__cause__, _UNSENT)
+    return not (isinstance(exc, _UNSENT) or isinstance(exc.__cause__, _UNSENT))
 
 
 def api_error(exc: Exception, *, method: str, path: str) -> APIError:
@@ -83,23 +93,35 @@ def api_error(exc: Exception, *, method: str, path: str) -> APIError:
         return APIResponseError("the answer's compression is broken", method=method, path=path)
     sent = was_sent(exc)
     reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-    if isinstance(exc, (httpx.TimeoutException, TimeoutError)):
+    if isinstance(exc, (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)):
         what = "no answer in time" if sent else "not sent in time"
         return APITimeout(f"{what} ({reason})", method=method, path=path, sent=sent)
     what = "the connection broke" if sent else "nothing was sent"
     return APIConnectionError(f"{what} ({reason})", method=method, path=path, sent=sent)
 
 
-@contextmanager
-def translated(*, method: str, path: str) -> Iterator[None]:
-    """Turn whatever a transport raises inside into an `APIError`; ours pass as they are."""
-    try:
-        yield
-    except APIError:
-        raise
-    except Exception as exc:  # a transport may raise anything, and unknown means sent
-        _forget_locals(exc)
-        raise api_error(exc, method=method, path=path) from exc
+class Translated:
+    """Turns whatever a transport raises inside into an `APIError`; ours pass as they are. Reusable."""
+
+    __slots__ = ("_method", "_path")
+
+    def __init__(self, *, method: str, path: str) -> None:
+        self._method = method
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A transport may raise anything, and unknown means sent.
+        if isinstance(exc, Exception) and not isinstance(exc, APIError):
+            _forget_locals(exc)
+            raise api_error(exc, method=self._method, path=self._path) from exc
 
 
 _CARRIERS: Final = (
@@ -134,12 +156,8 @@ def _without_carriers(frames: TracebackType | None) -> TracebackType | None:
     return TracebackType(below, frames.tb_frame, frames.tb_lasti, frames.tb_lineno)
 
 
-def prepared(request: Request, *, path: str) -> httpx.Request:
+def prepared(request: Request) -> httpx.Request:
     """Return a request as httpx sends it; nothing of an httpx client's own defaults is added.
-
-    Args:
-        request: The request.
-        path: Its path below the base URL.
 
     Raises:
         APIConnectionError: httpx cannot send to such a URL; nothing was sent.
@@ -153,12 +171,13 @@ def prepared(request: Request, *, path: str) -> httpx.Request:
             extensions=request.extensions,
         )
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise APIConnectionError(
-            f"nothing was sent ({type(error).__name__}: {error})",
-            method=request.method,
-            path=path,
-            sent=False,
-        ) from None
+        raise unsendable(request, error) from None
+
+
+def unsendable(request: Request, error: Exception) -> APIConnectionError:
+    """Return the error for a request that cannot be written; nothing was sent."""
+    reason = f"nothing was sent ({type(error).__name__}: {error})"
+    return APIConnectionError(reason, method=request.method, path=request.path, sent=False)
 
 
 def async_client(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from orchestrator.client.retry import RetryPolicy, Verdict, delay_s, judge
-from orchestrator.client.transport import async_client, translated
+from orchestrator.client.transport import Translated, async_client
 from orchestrator.errors import APIConnectionError, APIError, APIStatusError, APITimeout, status_error
 from orchestrator.server.chat.answer import Answer, UnreadableAnswerError
 from orchestrator.server.chat.failure import detail_of, failure
@@ -195,7 +195,7 @@ class ChatModel:
             content=msgspec.json.encode(adapted(exchange.body, self._unknown | exchange.unknown)),
             extensions={"lane": "stream", "timeout": timeouts},
         )
-        with translated(**_WHERE):
+        with Translated(**_WHERE):
             async with asyncio.timeout_at(_until(exchange, self._bounds.first_s)):
                 return await self._http.send(request, stream=True)
 
@@ -207,7 +207,7 @@ class ChatModel:
         async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes())) as chunks:
             while True:
                 try:
-                    with translated(**_WHERE):
+                    with Translated(**_WHERE):
                         async with asyncio.timeout_at(_until(exchange, patience_s)):
                             chunk = await anext(chunks, None)
                 except APIError:
