@@ -11,7 +11,7 @@ has no `object` but an error, flat or wrapped, is an `error`.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+class _Payload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     pass
 
 
@@ -52,11 +52,19 @@ class _MessageDeltaBody(_Payload, frozen=True):
 
 
 class MessageDelta(_Payload, frozen=True):
-    """A fragment of a message: parts by `index`, text to be appended."""
+    """A fragment of a message: content parts by `index`, text to be appended.
+
+    Most fragments are kept and never looked into, so that what they hold stays JSON until it is asked for.
+    """
 
     id: str
-    object: str = "thread.message.delta"
-    delta: _MessageDeltaBody = _MessageDeltaBody()
+    object: str | None = "thread.message.delta"
+    raw: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"{}"), name="delta")
+
+    @property
+    def delta(self) -> _MessageDeltaBody:
+        """What is in it, decoded anew each time."""
+        return _message_body.decode(bytes(self.raw))
 
     @property
     def text(self) -> str:
@@ -64,17 +72,28 @@ class MessageDelta(_Payload, frozen=True):
         parts = self.delta.content or ()
         return "".join((part.get("text") or {}).get("value") or "" for part in parts)
 
+    def __repr__(self) -> str:
+        return f"MessageDelta(id={self.id!r}, delta={self.delta!r})"
+
 
 class _RunStepDeltaBody(_Payload, frozen=True):
     step_details: JSON | None = None
 
 
 class RunStepDelta(_Payload, frozen=True):
-    """A fragment of a step: tool calls by `index`, argument strings to be appended."""
+    """A fragment of a step: tool calls by `index`, argument strings to be appended. JSON until asked for."""
 
     id: str
-    object: str = "thread.run.step.delta"
-    delta: _RunStepDeltaBody = _RunStepDeltaBody()
+    object: str | None = "thread.run.step.delta"
+    raw: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"{}"), name="delta")
+
+    @property
+    def delta(self) -> _RunStepDeltaBody:
+        """What is in it, decoded anew each time."""
+        return _step_body.decode(bytes(self.raw))
+
+    def __repr__(self) -> str:
+        return f"RunStepDelta(id={self.id!r}, delta={self.delta!r})"
 
 
 class ErrorDetail(_Payload, frozen=True):
@@ -86,7 +105,7 @@ class ErrorDetail(_Payload, frozen=True):
     param: str | None = None
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     event: str
     run_id: str | None = None
 
@@ -158,6 +177,16 @@ StreamEvent: TypeAlias = (
 )
 
 
+_B = TypeVar("_B")
+
+
+class _Body(Decoder[_B]):
+    """Decodes what a delta holds; null stands for nothing."""
+
+    def decode(self, data: bytes) -> _B:
+        return super().decode(b"{}" if data == b"null" else data)
+
+
 class _Head(_Payload, frozen=True):
     object: str = ""
     status: str = ""
@@ -172,6 +201,8 @@ _step_delta = Decoder(RunStepDelta)
 _message = Decoder(Message)
 _message_delta = Decoder(MessageDelta)
 _thread = Decoder(Thread)
+_message_body = _Body(_MessageDeltaBody)
+_step_body = _Body(_RunStepDeltaBody)
 
 
 def decode_event(name: str, data: bytes) -> StreamEvent:
@@ -195,9 +226,13 @@ def decode_event(name: str, data: bytes) -> StreamEvent:
 
 def _decode(name: str, data: bytes) -> StreamEvent:
     if name == "thread.message.delta":
-        return MessageDeltaEvent(event=name, data=_message_delta.decode(data))
+        message_delta = _message_delta.decode(data)
+        _message_body.decode(bytes(message_delta.raw))  # what cannot be understood is seen now, and not later
+        return MessageDeltaEvent(event=name, data=message_delta)
     if name == "thread.run.step.delta":
-        return RunStepDeltaEvent(event=name, data=_step_delta.decode(data))
+        step_delta = _step_delta.decode(data)
+        _step_body.decode(bytes(step_delta.raw))
+        return RunStepDeltaEvent(event=name, data=step_delta)
     if name.startswith("thread.run.step."):
         step = _step.decode(data)
         return RunStepEvent(event=name, data=step, run_id=step.run_id or None)

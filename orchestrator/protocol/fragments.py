@@ -95,6 +95,10 @@ def _with_text(delta: DeltaEvent, place: _Place | None, texts: list[str]) -> Del
     items = [{"index": index, "type": kind, kind: body}]
     replace = msgspec.structs.replace
     if isinstance(delta, MessageDeltaEvent):
-        return replace(delta, data=replace(delta.data, delta=replace(delta.data.delta, content=items)))
-    details = {"type": "tool_calls", "tool_calls": items}
-    return replace(delta, data=replace(delta.data, delta=replace(delta.data.delta, step_details=details)))
+        return replace(delta, data=replace(delta.data, raw=_raw({"content": items})))
+    details = {"step_details": {"type": "tool_calls", "tool_calls": items}}
+    return replace(delta, data=replace(delta.data, raw=_raw(details)))
+
+
+def _raw(body: JSON) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(body))

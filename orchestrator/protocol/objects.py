@@ -51,8 +51,12 @@ TERMINAL_STATUSES: Final = frozenset({"completed", "failed", "cancelled", "expir
 """Statuses that a run never leaves. Any other status, unknown ones too, means: look again."""
 
 
-class _Object(msgspec.Struct, frozen=True, kw_only=True):
-    """A read-only object of the protocol."""
+class _Object(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A read-only object of the protocol.
+
+    JSON refers to nothing above it, so the cyclic collector need not look at these: thousands of runs hold
+    hundreds of them each, and looking at all of them again and again took more time than everything else.
+    """
 
 
 class FunctionCall(_Object, frozen=True):

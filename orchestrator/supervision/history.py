@@ -21,10 +21,9 @@ So there is at most one gap more than there are other events, and at most as man
 from __future__ import annotations
 
 import itertools
-import sys
 from bisect import bisect_left
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeGuard
 
 import msgspec
 
@@ -53,7 +52,7 @@ _GAP: Final = (
 )
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """An event, and the numbers of the first and last one that it stands for: its own, unless it is a gap.
 
     A delta has a size: its bytes as JSON.
@@ -159,7 +158,7 @@ class History:
         last = stretch[-1].last
         # Every merging ends with a delta, so that what is past ends with a gap.
         if goes_on and self._past:
-            self._past[-1] = self._past[-1]._replace(last=last)
+            self._past[-1] = msgspec.structs.replace(self._past[-1], last=last)
         else:
             notice = Notice(event="run.gap", run_id=stretch[0].event.run_id, detail=_GAP)
             self._past.append(Entry(stretch[0].first, last, notice))
@@ -214,7 +213,4 @@ def _is_passing(event: StreamedEvent) -> TypeGuard[DeltaEvent | Notice]:
 def _size(event: DeltaEvent | Notice) -> int:
     if isinstance(event, Notice):
         return max(1, len(event.detail or ""))
-    try:
-        return len(msgspec.json.encode(event.data))
-    except RecursionError:  # nested as deep as could just be decoded: merge it at once
-        return sys.maxsize
+    return len(bytes(event.data.raw))

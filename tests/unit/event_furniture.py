@@ -39,7 +39,8 @@ def message(id_: str = "m", status: str = "created", text: str | None = None) ->
 
 
 def message_delta(*parts: Any, id_: str = "m") -> MessageDeltaEvent:
-    data = msgspec.convert({"id": id_, "delta": {"content": list(parts)}}, MessageDelta)
+    raw = msgspec.Raw(msgspec.json.encode({"content": list(parts)}))
+    data = MessageDelta(id=id_, raw=raw)
     return MessageDeltaEvent(event="thread.message.delta", run_id=RUN, data=data)
 
 
@@ -54,7 +55,7 @@ def step(id_: str = "s", status: str = "created") -> RunStepEvent:
 
 def step_delta(*calls: Any, id_: str = "s", **details: Any) -> RunStepDeltaEvent:
     body = {"step_details": {"type": "tool_calls", "tool_calls": list(calls), **details}}
-    data = msgspec.convert({"id": id_, "delta": body}, RunStepDelta)
+    data = RunStepDelta(id=id_, raw=msgspec.Raw(msgspec.json.encode(body)))
     return RunStepDeltaEvent(event="thread.run.step.delta", run_id=RUN, data=data)
 
 

@@ -238,20 +238,20 @@ def test_a_list_that_holds_no_objects_is_kept_as_it_is() -> None:
 
 
 def test_a_delta_nested_deeper_than_the_stack_is_ignored() -> None:
-    deep: dict[str, Any] = {}
-    for _ in range(sys.getrecursionlimit() + 1000):  # some test tools raise it
-        deep = {"deeper": deep}
+    # Decoding takes one frame for each level, and merging more than one.
+    depth = sys.getrecursionlimit() * 4 // 5
+    deep = '{"deeper":' * depth + "{}" + "}" * depth
+    calls = f'[{{"index": 0, "function": {deep}}}]'
+    details = f'{{"step_details": {{"type": "tool_calls", "tool_calls": {calls}}}}}'
     created = event("thread.run.step.created", id="step_1", object="thread.run.step", type="tool_calls")
-    delta = step_delta(index=0, function={})
+    data = f'{{"id": "step_1", "delta": {details}}}'.encode()
+    delta = decode_event("thread.run.step.delta", data)
     assert isinstance(delta, RunStepDeltaEvent)
-    details = delta.data.delta.step_details
-    assert details is not None
-    details["tool_calls"][0]["function"] = deep
     snapshots = folded(created, delta, delta)
     step = snapshots.steps["step_1"]
     assert step.step_details is not None
     assert step.step_details.tool_calls is not None
-    assert step.step_details.tool_calls[0]["function"] is deep
+    assert [*step.step_details.tool_calls[0]] == ["function"]
 
 
 def test_deltas_of_objects_never_seen_are_ignored() -> None:

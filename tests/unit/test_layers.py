@@ -48,9 +48,12 @@ IMPURE = {"asyncio", "httpx", "pykka", "random", "structlog", "threading", "time
 # Slow to import, or missing without an extra. A module outside this list imports them on first use; a module
 # in it is itself imported on first use, which the test of `import orchestrator` sees to.
 HEAVY = {"alembic", "celery", "griffe", "httpcore", "httpx", "pydantic", "rich", "sqlalchemy", "starlette"}
-HEAVY |= {"structlog", "tenacity", "typer", "uvicorn", "uvloop", "yaml"}
+HEAVY |= {"httptools", "structlog", "tenacity", "typer", "uvicorn", "uvloop", "yaml"}
 HEAVY_ALLOWED = {
     "client.deadline": {"httpcore"},
+    "client.dialing": {"httpcore"},
+    "client.exchange": {"httpcore", "httpx"},
+    "client.http11": {"httpcore", "httptools"},
     "client.pool": {"httpcore"},
     "client.sockets": {"httpcore"},
     "client.transport": {"httpcore", "httpx"},
