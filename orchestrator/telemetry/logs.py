@@ -18,6 +18,8 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = ["Event", "Logger", "configure_logging", "get_logger", "unpack_event"]
 
 _ROOT = "orchestrator"
 _STRUCK_OUT = "[redacted]"
+_PLAIN = frozenset({str, int, float, bool})
 _SECRET_KEYS = frozenset({"api_key", "authorization", "arguments", "output", "outputs", "token"})
 
 
@@ -58,7 +61,7 @@ class Logger:
 
     def __init__(self, name: str, context: Mapping[str, object] | None = None) -> None:
         self._stdlib = logging.getLogger(name)
-        self._context = dict(context or {})
+        self._context = _redacted(context or {})
 
     def bind(self, **values: object) -> Self:
         """Return a logger that adds these keys and values to each of its events."""
@@ -88,20 +91,33 @@ class Logger:
             **values: What describes it.
         """
         if self._stdlib.isEnabledFor(logging.ERROR):
-            self._emit(logging.ERROR, event, values, exc_info=exc_info)
+            error = sys.exception() if exc_info is True else exc_info or None
+            self._emit(logging.ERROR, event, values, error)
 
     def exception(self, event: str, /, **values: object) -> None:
         """Report an error with the traceback of the exception being handled."""
         if self._stdlib.isEnabledFor(logging.ERROR):
-            self._emit(logging.ERROR, event, values, exc_info=True)
+            self._emit(logging.ERROR, event, values, sys.exception())
 
     def _emit(
-        self, level: int, event: str, values: dict[str, object], *, exc_info: BaseException | bool = False
+        self, level: int, event: str, values: dict[str, object], error: BaseException | None = None
     ) -> None:
         try:
-            message = Event(_redacted(self._context | values), event=event)
-            # Level 3: the record names the caller of info() or warning(), not this module.
-            self._stdlib.log(level, message, exc_info=exc_info, stacklevel=3)
+            message = Event(self._context | _redacted(values), event=event)
+            # The record names the caller of info() or warning(). `Logger.log` would search all frames for it.
+            caller = sys._getframe(2)  # noqa: SLF001 - public in all but its name
+            code = caller.f_code
+            record = self._stdlib.makeRecord(
+                self._stdlib.name,
+                level,
+                code.co_filename,
+                caller.f_lineno,
+                message,
+                (),
+                _exc_info(error),
+                code.co_name,
+            )
+            self._stdlib.handle(record)
         except Exception:  # noqa: BLE001 - the application's handlers must not decide what becomes of a run
             _complain(event)
 
@@ -118,14 +134,24 @@ def _complain(event: str) -> None:
             sys.stderr.write(f"--- Logging error ---\n{traceback.format_exc()}Event: {event}\n")
 
 
+def _exc_info(
+    error: BaseException | None,
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    return None if error is None else (type(error), error, error.__traceback__)
+
+
 def _redacted(values: Mapping[str, object]) -> dict[str, object]:
-    return {
-        key: _STRUCK_OUT if str(key).lower().replace("-", "_") in _SECRET_KEYS else _cleaned(value)
-        for key, value in values.items()
-    }
+    return {key: _STRUCK_OUT if _is_secret(key) else _cleaned(value) for key, value in values.items()}
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(key: object) -> bool:
+    return str(key).lower().replace("-", "_") in _SECRET_KEYS
 
 
 def _cleaned(value: object) -> object:
+    if value is None or type(value) in _PLAIN:
+        return value
     if isinstance(value, Mapping):
         return _redacted(value)
     if isinstance(value, list | tuple):
