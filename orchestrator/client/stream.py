@@ -65,7 +65,7 @@ class _Events:
             arrived = self._decoder.feed(chunk)
         except EventTooLarge as error:
             raise self.error(str(error)) from error
-        self.ready.extend(decode_event(event.event, event.data) for event in arrived)
+        self.ready.extend([decode_event(event.event, event.data) for event in arrived])
 
     def end(self) -> None:
         """Take note that no more bytes come."""
@@ -81,6 +81,19 @@ class _Events:
         event = self.ready.popleft()
         self.is_done = isinstance(event, DoneEvent)
         return event
+
+    def take(self) -> list[StreamEvent]:
+        """Take what is ready out, at most `MOST_AT_ONCE`, and hand it out."""
+        ready = self.ready
+        taken: list[StreamEvent] = []
+        while ready and not self.is_done and len(taken) < MOST_AT_ONCE:
+            event = ready.popleft()
+            self.is_done = isinstance(event, DoneEvent)
+            taken.append(event)
+        if self.consumer is not None:
+            for event in taken:
+                self.consumer.tell(event)
+        return taken
 
     def hand_out(self, event: StreamEvent) -> StreamEvent:
         """Return an event that leaves the stream for good, once it was told."""
@@ -202,12 +215,8 @@ class AsyncEventStream(_Stream):
 
         At most 64 at a time: a server that sends thousands must not keep a reader from everything else.
         """
-        event = await self._next()
-        arrived: list[StreamEvent] = []
-        while event is not None:
-            arrived.append(self._events.hand_out(event))
-            event = self._events.pop() if len(arrived) < MOST_AT_ONCE else None
-        return arrived
+        await self._more()
+        return self._events.take()
 
     async def until_done(self) -> None:
         """Read what is left of the stream, for the sake of `stream_to`."""
@@ -246,10 +255,13 @@ class AsyncEventStream(_Stream):
             await self._close()
 
     async def _next(self) -> StreamEvent | None:
+        await self._more()
+        return self._events.pop()
+
+    async def _more(self) -> None:
         events = self._events
         while not events.ready and not self._ended and not events.is_done:
             await self._read()
-        return events.pop()
 
     async def _read(self) -> None:
         self._ended = True  # unless a chunk comes: what broke cannot be read on

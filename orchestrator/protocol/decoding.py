@@ -31,7 +31,7 @@ class Decoder(Generic[T]):
         self._kind = kind
         self._strict = msgspec.json.Decoder(kind)
 
-    def decode(self, data: bytes) -> T:
+    def decode(self, data: bytes | msgspec.Raw) -> T:
         """Decode one document.
 
         Raises:

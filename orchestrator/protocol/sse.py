@@ -7,6 +7,7 @@ ignored, because this protocol cannot reopen a stream.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -14,6 +15,10 @@ import msgspec
 __all__ = ["EventTooLarge", "SSEDecoder", "ServerSentEvent"]
 
 _BOM: Final = b"\xef\xbb\xbf"
+
+# How nearly all servers write nearly all events; what is written otherwise is read line by line.
+_PLAIN: Final = re.compile(rb"event: ([^\n]*)\ndata: ([^\n]*)\n\n")
+_PLAIN_BYTES: Final = len(b"event: \ndata: \n\n")
 
 
 class EventTooLarge(ValueError):
@@ -64,11 +69,21 @@ class SSEDecoder:
         Raises:
             EventTooLarge: An event is larger than `max_event_bytes`.
         """
-        lines = self._complete_lines(chunk)
-        events = [event for line in lines if (event := self._take(line)) is not None]
+        if len(chunk) <= self._max and self._may_be_plain(chunk):
+            plain = _PLAIN.findall(chunk)
+            if sum([len(name) + len(data) for name, data in plain]) + _PLAIN_BYTES * len(plain) == len(chunk):
+                return [ServerSentEvent(name.decode("utf-8", "replace"), data) for name, data in plain]
+        events = [event for line in self._complete_lines(chunk) if (event := self._take(line)) is not None]
         if self._size + self._line_bytes > self._max:
             raise self._too_large()
         return events
+
+    def _may_be_plain(self, chunk: bytes) -> bool:
+        """Whether nothing is left of earlier chunks, and this one has no line end but the usual one."""
+        if self._line_bytes or self._data or self._event or self._after_cr or b"\r" in chunk:
+            return False
+        self._at_start = self._at_start and (not chunk or chunk.startswith(_BOM[:1]))
+        return not self._at_start
 
     def _complete_lines(self, chunk: bytes) -> list[bytes]:
         if not chunk:

@@ -52,6 +52,11 @@ _GAP: Final = (
 )
 
 
+# As tuples: unions are made anew by each check, and there is one for each event.
+_DELTAS: Final = (MessageDeltaEvent, RunStepDeltaEvent)
+_WHOLE: Final = (MessageEvent, RunStepEvent)
+
+
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """An event, and the numbers of the first and last one that it stands for: its own, unless it is a gap.
 
@@ -107,7 +112,7 @@ class History:
         size = _size(event) if _is_passing(event) else 0
         self._recent.append(Entry(self.count, self.count, event, size))
         self.count += 1
-        if isinstance(event, MessageEvent | RunStepEvent):
+        if not size and isinstance(event, _WHOLE):
             self._objects.add(event)
             self._snapshots.pop(_key(event), None)
         elif size:
@@ -205,12 +210,12 @@ def _key(event: MessageEvent | RunStepEvent | DeltaEvent) -> _Key:
 
 def _is_passing(event: StreamedEvent) -> TypeGuard[DeltaEvent | Notice]:
     """Whether an event tells what a later one tells as well, or better."""
-    if isinstance(event, Notice):
-        return event.event == "tool.progress"
-    return isinstance(event, MessageDeltaEvent | RunStepDeltaEvent)
+    if isinstance(event, _DELTAS):
+        return True
+    return isinstance(event, Notice) and event.event == "tool.progress"
 
 
 def _size(event: DeltaEvent | Notice) -> int:
     if isinstance(event, Notice):
         return max(1, len(event.detail or ""))
-    return len(bytes(event.data.raw))
+    return memoryview(event.data.raw).nbytes

@@ -91,6 +91,10 @@ class RunSnapshot:
     waits_detail: str
 
 
+_WHOLE: Final = (RunEvent, RunStepEvent, MessageEvent)
+"""What shows an object as it is."""
+
+
 class Turn:
     """Who has a thread, as those see it who wait for that: one object for all of them."""
 
@@ -272,7 +276,7 @@ class RunState:
                 log.exception("run.consumer_failed", run_key=self.key)
 
     def _is_new(self, event: StreamedEvent) -> bool:
-        if not isinstance(event, RunEvent | RunStepEvent | MessageEvent):
+        if not isinstance(event, _WHOLE):
             return True
         shown, self._shown[event.data.id] = self._shown.get(event.data.id), event
         return shown != event
