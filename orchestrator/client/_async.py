@@ -133,6 +133,7 @@ class AsyncThreadsClient(AsyncOperations):
         self._clocks = clocks or Clocks()
         self._sleep = sleep
         self._echoing: set[str] = set()
+        self._account: Account | None = None
 
     @classmethod
     def for_azure(
@@ -180,7 +181,9 @@ class AsyncThreadsClient(AsyncOperations):
     @property
     def account(self) -> Account:
         """The server and whose limits requests count towards there; shows no key."""
-        return self._settings.account
+        if self._account is None:
+            self._account = self._settings.account
+        return self._account
 
     @property
     def owns_connections(self) -> bool:
@@ -198,6 +201,7 @@ class AsyncThreadsClient(AsyncOperations):
         client = copy.copy(self)
         client._settings = self._settings.with_options(checked("with_options", options))  # noqa: SLF001 - a copy of this one
         client._owns_connections = False  # noqa: SLF001 - a copy of this one
+        client._account = None  # noqa: SLF001 - a copy of this one
         return client
 
     async def attempt(self, call: Call[T]) -> Answer[T]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+
+from msgspec.structs import replace
 
 from orchestrator.client.retry import NONCE_KEY, Verdict, delay_s, judge, retry_after_s
 from orchestrator.errors import (

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from orchestrator.client.auth import ApiKey
 from orchestrator.client.consumer import StreamTo, teller
@@ -76,8 +77,7 @@ class CallOptions(TypedDict, total=False):
     retry: RetryPolicy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[T]):
+class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """One request, described.
 
     Attributes:
@@ -113,7 +113,10 @@ class Call(Generic[T]):
     if_gone: T | None = None
     reconciler: Reconciler[T] | None = None
     tell: Callable[[StreamEvent], object] | None = None
-    options: CallOptions = field(default_factory=CallOptions, repr=False)
+    options: CallOptions = msgspec.field(default_factory=CallOptions)
+
+    def __repr__(self) -> str:
+        return f"<Call {self.operation}: {self.method} {self.path}>"  # neither the body nor a key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,11 +123,15 @@ class DirectConnection(AsyncConnectionInterface):
         """Whether it can be used again."""
         return not self._closed and self._wire is not None and self._wire.is_idle
 
-    def has_expired(self) -> bool:
-        """Whether it was idle for too long, or there is something to be read, which can only be its end."""
+    def is_over(self) -> bool:
+        """Whether it was idle for too long, or is known to be of no more use."""
         if self._wire is None:
             return self._closed
-        return time.monotonic() > self._idle_until or not self._wire.is_idle or self._wire.is_readable()
+        return time.monotonic() > self._idle_until or not self._wire.is_idle
+
+    def has_expired(self) -> bool:
+        """Whether it is over, or there is something to be read, which can only be its end."""
+        return self.is_over() or (self._wire is not None and self._wire.is_readable())
 
     def is_closed(self) -> bool:
         """Whether it is of no more use."""

@@ -15,8 +15,9 @@ Servers differ, so the rules are these:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from orchestrator.errors import APIResponseError
 

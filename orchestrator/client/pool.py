@@ -155,7 +155,7 @@ class LanePool(httpcore.AsyncConnectionPool):
 
     async def _close_oldest(self) -> None:
         oldest = next(iter(self._ages), None)
-        if oldest is None or not oldest.has_expired():
+        if oldest is None or not _is_over(oldest):
             return
         # The oldest of all is the oldest of its origin: stacks grow in the order of their ages.
         origin = self._ages.pop(oldest)
@@ -295,6 +295,11 @@ class _PermittedStream:
             self._body.close()
         finally:
             self._permit.release()
+
+
+def _is_over(connection: AsyncConnectionInterface) -> bool:
+    # One of ours is told when its peer hangs up; httpcore's have to ask the system each time.
+    return connection.is_over() if isinstance(connection, DirectConnection) else connection.has_expired()
 
 
 def _key(origin: httpcore.Origin) -> _Origin:

@@ -21,8 +21,10 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+
+from msgspec.structs import replace
 
 from orchestrator.client.retry import NO_RETRIES, NONCE_KEY, Verdict, judge
 from orchestrator.errors import AmbiguousOutcome, APIError

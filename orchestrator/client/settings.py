@@ -15,6 +15,9 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlencode, urlsplit
 
+import msgspec
+from msgspec import structs
+
 from orchestrator.client.auth import Credentials
 from orchestrator.client.headers import checked_headers
 from orchestrator.client.retry import RetryPolicy
@@ -55,8 +58,7 @@ class Account:
     provider: object = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request, ready to be sent.
 
     Attributes:
@@ -76,12 +78,15 @@ class Request:
     base_url: str
     path: str
     query: str
-    headers: Mapping[str, str] = field(repr=False)
-    content: bytes | None = field(repr=False)
+    headers: Mapping[str, str]
+    content: bytes | None
     timeout_s: float
     extensions: dict[str, Any]
     tokens: AsyncTokens | BlockingTokens | None = None
     exposes_key: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.url}>"  # neither the body nor a key
 
     @property
     def target(self) -> str:
@@ -96,7 +101,7 @@ class Request:
     def bearing(self, token: Token, *, timeout_s: float) -> Request:
         """Return the request with a token, to be sent within the time that is left."""
         headers = {**self.headers, "authorization": f"Bearer {token.value}"}
-        return replace(self, headers=headers, timeout_s=timeout_s)
+        return structs.replace(self, headers=headers, timeout_s=timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
 from msgspec.structs import replace
@@ -290,21 +291,26 @@ class _ServerClock:
     has a resolution of a second; the lifecycle's margin covers that.
     """
 
-    __slots__ = ("_received_at", "_server_time")
+    __slots__ = ("_date", "_received_at")
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._received_at = time.monotonic()
-        self._server_time: float | None
-        try:
-            self._server_time = parsedate_to_datetime(headers["date"]).timestamp()
-        except (KeyError, ValueError):
-            self._server_time = None
+        self._date = headers.get("date")
 
     def seconds_until(self, at: float | None) -> float | None:
         """Seconds from now to a moment of the server's, or `None` when either is unknown."""
-        if at is None or self._server_time is None:
+        if at is None or self._date is None:
             return None
-        return at - self._server_time - (time.monotonic() - self._received_at)
+        server_time = _timestamp(self._date)
+        return None if server_time is None else at - server_time - (time.monotonic() - self._received_at)
+
+
+@lru_cache(maxsize=16)  # many answers come in one second
+def _timestamp(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return None
 
 
 def _body(effect: CreateRun) -> dict[str, Any]:

@@ -70,9 +70,11 @@ class LoopThread:
         residents: The actors that live here; only for those who start and end them, under no lock but
             the interpreter's.
         inherited: True in a forked child: the thread is the parent's and does not run here.
+        context: An empty one, for callbacks that set no variables: what one sets, the others would see.
     """
 
     def __init__(self) -> None:
+        self.context = Context()
         self.loop = _new_loop()
         self.slow_handler_s = SLOW_HANDLER_S
         self.residents: set[Resident] = set()

@@ -161,7 +161,10 @@ class RunActor(LoopActor):
             earlier.cancel()
         if isinstance(effect, SetTimer):
             fired = TimerFired(timer=effect.timer, serial=effect.serial)
-            self._timers[effect.timer] = self.loop_thread.loop.call_later(effect.delay_s, self._fire, fired)
+            loop_thread = self.loop_thread
+            self._timers[effect.timer] = loop_thread.loop.call_later(
+                effect.delay_s, self._fire, fired, context=loop_thread.context
+            )
 
     def _fire(self, fired: TimerFired) -> None:
         self._timers.pop(fired.timer, None)
