@@ -207,7 +207,7 @@ class _LentStream:
 
     async def __anext__(self) -> bytes:
         try:
-            return await anext(self._parts)
+            return await self._parts.__anext__()
         except StopAsyncIteration:
             raise
         except BaseException:

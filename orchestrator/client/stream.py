@@ -160,6 +160,10 @@ class _Stream:
         """Whether somebody is told the events, who would miss those that are not read."""
         return self._events.consumer is not None
 
+    @property
+    def _is_waiting(self) -> bool:
+        return not (self._events.ready or self._ended or self._events.is_done)
+
     def _drop(self) -> None:
         self._ended = True
         self._events.ready.clear()
@@ -215,7 +219,8 @@ class AsyncEventStream(_Stream):
 
         At most 64 at a time: a server that sends thousands must not keep a reader from everything else.
         """
-        await self._more()
+        while self._is_waiting:
+            await self._read()
         return self._events.take()
 
     async def until_done(self) -> None:
@@ -255,22 +260,19 @@ class AsyncEventStream(_Stream):
             await self._close()
 
     async def _next(self) -> StreamEvent | None:
-        await self._more()
+        while self._is_waiting:
+            await self._read()
         return self._events.pop()
 
-    async def _more(self) -> None:
-        events = self._events
-        while not events.ready and not self._ended and not events.is_done:
-            await self._read()
-
     async def _read(self) -> None:
-        self._ended = True  # unless a chunk comes: what broke cannot be read on
-        with self._translated:
-            chunk = await anext(self._parts, None)
-        if chunk is None:
+        self._ended = True  # unless a part comes: what broke cannot be read on
+        try:
+            with self._translated:
+                part = await self._parts.__anext__()
+        except StopAsyncIteration:
             self._events.end()
         else:
-            self._events.feed(chunk)
+            self._events.feed(part)
             self._ended = False
 
     async def _drain(self) -> None:
@@ -350,10 +352,9 @@ class EventStream(_Stream):
         self._response.close()
 
     def _next(self) -> StreamEvent | None:
-        events = self._events
-        while not events.ready and not self._ended and not events.is_done:
+        while self._is_waiting:
             self._read()
-        return events.pop()
+        return self._events.pop()
 
     def _read(self) -> None:
         self._ended = True  # unless a chunk comes: what broke cannot be read on

@@ -118,8 +118,8 @@ class Translated:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # A transport may raise anything, and unknown means sent.
-        if isinstance(exc, Exception) and not isinstance(exc, APIError):
+        # A transport may raise anything, and unknown means sent. The end of a body is no failure.
+        if isinstance(exc, Exception) and not isinstance(exc, (APIError, StopAsyncIteration)):
             _forget_locals(exc)
             raise api_error(exc, method=self._method, path=self._path) from exc
 

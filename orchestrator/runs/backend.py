@@ -42,7 +42,7 @@ from orchestrator.runs.inputs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from orchestrator.client import AsyncThreadsClient
     from orchestrator.client.call import Answer, Call
@@ -83,7 +83,7 @@ class Report(Protocol):
 class Backend(Protocol):
     """Carries out request effects, one attempt each."""
 
-    async def perform(self, effect: RequestEffect, report: Report) -> None:
+    def perform(self, effect: RequestEffect, report: Report) -> Awaitable[None]:
         """Make the request and report what came of it, with the effect's number on every input.
 
         Runs on the actors' loop. Never raises for what a server or a network does; a cancellation closes
@@ -108,34 +108,43 @@ class ThreadsBackend:
     async def perform(self, effect: RequestEffect, report: Report) -> None:
         """Make one attempt; see `Backend.perform`."""
         try:
-            await self._perform(effect, report)
+            await self._performing(effect, report)
         except APIError as error:
             if isinstance(error, APIStatusError):
                 self._hear(error)
             report(RequestFailed(number=effect.number, error=error))
 
-    async def _perform(self, effect: RequestEffect, report: Report) -> None:
+    def _performing(self, effect: RequestEffect, report: Report) -> Awaitable[None]:
+        # Not awaited here: a stream is open for long, and each coroutine that waits for it costs its share.
         match effect:
             case CreateThread():
-                call = endpoints.create_thread(metadata={NONCE_KEY: effect.nonce})
-                answer = await self._attempt(call)
-                report(ThreadCreated(number=effect.number, thread=answer.value))
+                return self._create_thread(effect, report)
             case CreateRun():
-                await self._create_run(effect, report)
+                return self._send(effect, _creation(effect), report)
             case RetrieveRun():
-                await self._run(effect, endpoints.get_run(effect.thread_id, effect.run_id), report)
+                return self._run(effect, endpoints.get_run(effect.thread_id, effect.run_id), report)
             case CancelRun():
-                await self._run(effect, endpoints.cancel_run(effect.thread_id, effect.run_id), report)
+                return self._run(effect, endpoints.cancel_run(effect.thread_id, effect.run_id), report)
             case SubmitToolOutputs():
-                await self._submit(effect, report)
+                return self._send(effect, _submission(effect), report)
             case ListRuns():
-                page = await self._attempt(endpoints.list_runs(effect.thread_id, limit=100, order="desc"))
-                report(RunsListed(number=effect.number, runs=tuple(page.value.data)))
+                return self._list_runs(effect, report)
             case FetchTranscript():
-                messages, steps = await self._messages(effect), await self._steps(effect)
-                report(TranscriptFetched(number=effect.number, messages=messages, steps=steps))
+                return self._fetch_transcript(effect, report)
             case _:
                 assert_never(effect)
+
+    async def _create_thread(self, effect: CreateThread, report: Report) -> None:
+        answer = await self._attempt(endpoints.create_thread(metadata={NONCE_KEY: effect.nonce}))
+        report(ThreadCreated(number=effect.number, thread=answer.value))
+
+    async def _list_runs(self, effect: ListRuns, report: Report) -> None:
+        page = await self._attempt(endpoints.list_runs(effect.thread_id, limit=100, order="desc"))
+        report(RunsListed(number=effect.number, runs=tuple(page.value.data)))
+
+    async def _fetch_transcript(self, effect: FetchTranscript, report: Report) -> None:
+        messages, steps = await self._messages(effect), await self._steps(effect)
+        report(TranscriptFetched(number=effect.number, messages=messages, steps=steps))
 
     async def _attempt(self, call: Call[T]) -> Answer[T]:
         answer = await self._client.attempt(call)
@@ -145,27 +154,12 @@ class ThreadsBackend:
     def _hear(self, answer: Answer[Any] | APIStatusError | AsyncEventStream) -> None:
         self._heard(Heard(status=answer.status, headers=answer.headers, request_id=answer.request_id))
 
-    async def _create_run(self, effect: CreateRun, report: Report) -> None:
-        build = endpoints.stream_run if effect.stream else endpoints.create_run
-        call = build(
-            effect.thread_id,
-            assistant_id=effect.assistant_id,
-            metadata=dict(effect.metadata),
-            nonce=effect.nonce,
-            **_body(effect),
-        )
-        await self._send(effect, call, report)
-
-    async def _submit(self, effect: SubmitToolOutputs, report: Report) -> None:
-        build = endpoints.stream_tool_outputs if effect.stream else endpoints.submit_tool_outputs
-        call = build(effect.thread_id, effect.run_id, tool_outputs=effect.outputs)
-        await self._send(effect, call, report)
-
-    async def _send(self, effect: CreateRun | SubmitToolOutputs, call: Call[Run], report: Report) -> None:
+    def _send(
+        self, effect: CreateRun | SubmitToolOutputs, call: Call[Run], report: Report
+    ) -> Awaitable[None]:
         if effect.stream:
-            await self._stream(effect.number, call, report)
-        else:
-            await self._run(effect, call, report)
+            return self._stream(effect.number, call, report)
+        return self._run(effect, call, report)
 
     async def _run(self, effect: RequestEffect, call: Call[Run], report: Report) -> None:
         answer = await self._attempt(call)
@@ -311,6 +305,22 @@ def _timestamp(date: str) -> float | None:
         return parsedate_to_datetime(date).timestamp()
     except ValueError:
         return None
+
+
+def _creation(effect: CreateRun) -> Call[Run]:
+    build = endpoints.stream_run if effect.stream else endpoints.create_run
+    return build(
+        effect.thread_id,
+        assistant_id=effect.assistant_id,
+        metadata=dict(effect.metadata),
+        nonce=effect.nonce,
+        **_body(effect),
+    )
+
+
+def _submission(effect: SubmitToolOutputs) -> Call[Run]:
+    build = endpoints.stream_tool_outputs if effect.stream else endpoints.submit_tool_outputs
+    return build(effect.thread_id, effect.run_id, tool_outputs=effect.outputs)
 
 
 def _body(effect: CreateRun) -> dict[str, Any]:

@@ -205,7 +205,7 @@ class RunHandle:
     def __await__(self) -> Generator[Any, None, RunResult]:
         """Wait for the result on any event loop; cancelling the waiter leaves the run alone."""
         self._refuse_fork()
-        return asyncio.wrap_future(self._state.outcome).__await__()
+        return asyncio.wrap_future(self._state.outcome.future).__await__()
 
     def __aiter__(self) -> AsyncIterator[StreamedEvent]:
         """Iterate over the run's events on any event loop; see `events()`."""

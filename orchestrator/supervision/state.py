@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pykka
 
@@ -20,6 +20,7 @@ from orchestrator.runs.machine import WaitsFor
 from orchestrator.runs.record import Phase
 from orchestrator.runtime import on_loop_thread
 from orchestrator.supervision.events import EventLog
+from orchestrator.supervision.eventual import Eventual, uncancellable
 from orchestrator.supervision.outcomes import tell_outcome
 from orchestrator.supervision.remedies import explain
 from orchestrator.telemetry import get_logger
@@ -134,7 +135,8 @@ class RunState:
     def __init__(self, record: RunRecord, *, server: str, resolver: ThreadPool) -> None:
         self.key = record.key
         self.server = server
-        self.outcome: Future[RunResult] = _uncancellable()
+        self._lock = threading.Lock()
+        self.outcome: Eventual[RunResult] = Eventual(self._lock)
         self.events = EventLog()
         self.approvals = Approvals()
         self.restarts = 0
@@ -150,10 +152,9 @@ class RunState:
         self._lifecycle: Lifecycle | None = None
         self._in_flight: InFlight | None = None
         self._finish: Finish | None = None
-        self._opened: Future[None] = _uncancellable()
+        self._opened: Eventual[None] = Eventual(self._lock)
         self._future: Future[RunResult] | None = None
         self._recorded: Future[None] | None = None
-        self._lock = threading.Lock()
         self._watchers: set[str] = set()
         self._shown: dict[str, RunEvent | RunStepEvent | MessageEvent] = {}
         self._subscribers: list[pykka.ActorRef[Any]] = []
@@ -186,21 +187,23 @@ class RunState:
 
         It cannot be cancelled; `RunHandle.cancel()` cancels the run.
         """
-        with self._lock:
-            if self._future is None:
-                self._future = self._mirror(self.outcome)
-            return self._future
+        if self._future is None:
+            mirror = self._mirror(self.outcome.future)
+            with self._lock:
+                self._future = self._future or mirror
+        return self._future
 
     @property
     def recorded(self) -> Future[None]:
         """Resolved once the journal has the run, or fails with what keeps it from that; else as `future`."""
-        with self._lock:
-            if self._recorded is None:
-                self._recorded = self._mirror(self._opened)
-            return self._recorded
+        if self._recorded is None:
+            mirror = self._mirror(self._opened.future)
+            with self._lock:
+                self._recorded = self._recorded or mirror
+        return self._recorded
 
     def _mirror(self, original: Future[T]) -> Future[T]:
-        mirror: Future[T] = _uncancellable()
+        mirror: Future[T] = uncancellable()
 
         def resolve(_: Future[T]) -> None:
             # Called at once where the outcome is known already: nobody can have added a callback yet.
@@ -235,7 +238,7 @@ class RunState:
 
     def _tell_opened(self) -> None:
         if not self._opened.done():
-            self._opened.set_result(None)
+            self._opened.settle(None)
 
     def conducted_by(self, lifecycle: Lifecycle) -> None:
         """From now on this machine says where the run stands."""
@@ -248,7 +251,7 @@ class RunState:
             if ref.actor_urn in self._watchers:
                 return
             self._watchers.add(ref.actor_urn)
-        self.outcome.add_done_callback(partial(tell_outcome, ref, self.key))
+        self.outcome.future.add_done_callback(partial(tell_outcome, ref, self.key))
 
     def served_by(self, in_flight: InFlight) -> None:
         """This makes the run's requests, and knows what holds them back."""
@@ -304,11 +307,8 @@ class RunState:
         """Tell everybody the outcome that was noted, once. On the actors' loop."""
         finish = self.noted
         if not self._opened.done():
-            self._opened.set_exception(finish.error or OrchestratorClosed("the run was never recorded"))
-        if finish.error is not None:
-            self.outcome.set_exception(finish.error)
-        else:
-            self.outcome.set_result(cast("RunResult", finish.result))
+            self._opened.settle(None, finish.error or OrchestratorClosed("the run was never recorded"))
+        self.outcome.settle(finish.result, finish.error)
         # In this order, so that a reader who has seen the last event finds the run done.
         self.events.close()
 
@@ -358,12 +358,6 @@ class RunState:
         if lifecycle is None:
             return WaitsFor.ADMISSION, "its first turn"
         return lifecycle.waiting
-
-
-def _uncancellable() -> Future[Any]:
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 def _copy(outcome: Future[T], future: Future[T]) -> None:

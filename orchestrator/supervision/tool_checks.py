@@ -36,7 +36,7 @@ from orchestrator.telemetry import get_logger
 from orchestrator.tools import ToolCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from orchestrator.client import AsyncThreadsClient
     from orchestrator.protocol.objects import Assistant
@@ -208,11 +208,11 @@ class _FirstSight:
         self._state = state
         self._seen: Callable[[], None] | None = seen
 
-    async def perform(self, effect: RequestEffect, report: Report) -> None:
+    def perform(self, effect: RequestEffect, report: Report) -> Awaitable[None]:
         """Make one attempt; see `Backend.perform`."""
         if self._seen is not None:
             report = partial(self._told, effect, report)
-        await self._backend.perform(effect, report)
+        return self._backend.perform(effect, report)
 
     def _told(self, effect: RequestEffect, report: Report, *inputs: Input) -> None:
         report(*inputs)

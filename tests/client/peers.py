@@ -7,6 +7,7 @@ Knows nothing of what the programs do.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -58,7 +59,7 @@ class Ours:
         with self._refusing():
             *events, last = self._driver.stream(name, *ids, **fields)
         assert isinstance(last, DoneEvent)
-        return [(event.event, msgspec.to_builtins(event.data)) for event in events]
+        return [(event.event, json.loads(msgspec.json.encode(event.data))) for event in events]
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
