@@ -153,14 +153,14 @@ def stub_server() -> AbstractContextManager[str]:
 
 
 @contextmanager
-def serving(script: str) -> Iterator[str]:
+def serving(script: str, *arguments: str) -> Iterator[str]:
     """Run a script that calls `serve`, in a process of its own; yield its base URL.
 
     Raises:
         RuntimeError: It did not start.
     """
     with subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
