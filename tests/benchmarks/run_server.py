@@ -11,7 +11,8 @@ needs to see runs through, streamed or polled, and does with each what the metad
     until           "cancelled": it makes no move at all
 
 `GET /stub/report` counts what was asked of it, `GET /stub/cancels` tells by run when the bytes of its first
-cancel arrived, by `time.monotonic()`, which on Linux all processes share. `POST /stub/settle` with the ids of
+cancel arrived, by `time.monotonic()`, which on Linux all processes share; `GET /stub/looks` when each run was
+looked at, by the same clock, and begins anew. `POST /stub/settle` with the ids of
 runs tells what became of each and forgets it, so that a server may be used for long. Imports nothing of ours.
 """
 
@@ -138,6 +139,7 @@ class _World:
         self.partial_submissions = 0
         self.refused: Counter[str] = Counter()
         self.cancels: dict[str, float] = {}
+        self.looks: defaultdict[str, list[float]] = defaultdict(list)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -166,6 +168,7 @@ class _World:
             del self.on_thread[run.thread_id]
         self.messages.pop(run_id, None)
         self.cancels.pop(run_id, None)
+        self.looks.pop(run_id, None)
         rounds = [self.submissions.pop((run_id, number + 1), 0) for number in range(run.round)]
         return {
             "status": run.status,
@@ -306,6 +309,9 @@ class _Connection(asyncio.Protocol):
                 self._answer(world.report())
             case "GET", "stub", "cancels":
                 self._answer(world.cancels)
+            case "GET", "stub", "looks":
+                self._answer(world.looks)
+                world.looks.clear()
             case "POST", "stub", "settle":
                 self._answer({run_id: world.settle(run_id) for run_id in body["runs"]})
             case "POST", "stub", "gates", name:
@@ -326,6 +332,7 @@ class _Connection(asyncio.Protocol):
 
     def _ask(self, run: _Run, action: str, body: dict[str, Any], arrived_at: float) -> None:
         if action == "":
+            self.world.looks[run.id].append(arrived_at)
             self._answer_bytes(200, run.shown())
         elif action == "cancel":
             self.world.cancels.setdefault(run.id, arrived_at)
