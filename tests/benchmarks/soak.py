@@ -71,6 +71,7 @@ BOUNDS: Final[Mapping[str, Bound]] = {
     "journal_kb": Bound(per_hour=20_000, step=1_000),
     "rss_mb": Bound(per_hour=24.0, step=4.0),
     "objects": Bound(per_hour=50_000, step=5_000),
+    "blocks": Bound(per_hour=200_000, step=20_000),
 }
 """What may grow, and by how much.
 
@@ -251,6 +252,7 @@ class Soak:
             "journal_kb": sum(path.stat().st_size for path in self._journal.parent.iterdir()) / 1e3,
             "rss_mb": resident_bytes() / 1e6,
             "objects": len(gc.get_objects()),
+            "blocks": sys.getallocatedblocks(),
         }
         sample = Sample(at_s=at_s, ended=self.ended, open=len(self._open), figures=figures)
         self.samples.append(sample)
