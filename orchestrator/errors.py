@@ -18,7 +18,8 @@ OrchestratorError
 │   │   ├── RateLimitError          429
 │   │   └── InternalServerError     500 and above
 │   ├── APIConnectionError          no complete answer: refused, reset, cut off
-│   │   └── APITimeout              no answer in time
+│   │   ├── APITimeout              no answer in time
+│   │   └── OutOfFiles              no file could be opened for a connection
 │   └── APIResponseError            an answer that cannot be understood
 ├── AmbiguousOutcome                a request may or may not have taken effect
 ├── RunError                        a run ended without a usable result
@@ -66,6 +67,7 @@ __all__ = [
     "NotFoundError",
     "OrchestratorClosed",
     "OrchestratorError",
+    "OutOfFiles",
     "Overloaded",
     "PermissionDeniedError",
     "RateLimitError",
@@ -233,6 +235,16 @@ class APIConnectionError(APIError):
 
 class APITimeout(APIConnectionError):
     """No answer came within the time allowed."""
+
+
+class OutOfFiles(APIConnectionError):
+    """No file could be opened for a connection, so that nothing was sent: it says nothing about the server.
+
+    The message names the limit, this process's or the machine's, and how to raise it.
+    """
+
+    def __init__(self, message: str, *, method: str, path: str) -> None:
+        super().__init__(message, method=method, path=path, sent=False)
 
 
 class APIResponseError(APIError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from orchestrator.client.callables import is_async
+from orchestrator.client.files import USUAL_CONNECTIONS, expect_connections
 from orchestrator.errors import OrchestratorClosed
 from orchestrator.telemetry import get_logger
 
@@ -58,6 +59,10 @@ class _Connections:
             raise ValueError(f"max_connections must be at least 1, got {max_connections!r}")
         if on_response is not None and (not callable(on_response) or is_async(on_response)):
             raise TypeError("on_response must be a plain function: it is called, not awaited")
+        if transport is None and max_connections > USUAL_CONNECTIONS:
+            from orchestrator.client.pool import lanes
+
+            expect_connections(sum(lanes(max_connections).values()))
         self._arguments: dict[str, Any] = {
             "max_connections": max_connections,
             "transport": transport,

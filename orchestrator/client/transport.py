@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 import httpcore
 import httpx
 
+from orchestrator.client.files import out_of_files
 from orchestrator.client.pool import BlockingLanePool, LanePool, lanes
-from orchestrator.errors import APIConnectionError, APIError, APIResponseError, APITimeout
+from orchestrator.errors import APIConnectionError, APIError, APIResponseError, APITimeout, OutOfFiles
 
 if TYPE_CHECKING:
     import ssl
@@ -92,6 +93,8 @@ def api_error(exc: Exception, *, method: str, path: str) -> APIError:
     if isinstance(exc, httpx.DecodingError):
         return APIResponseError("the answer's compression is broken", method=method, path=path)
     sent = was_sent(exc)
+    if not sent and (cause := out_of_files(exc)) is not None:
+        return OutOfFiles(f"nothing was sent: {cause}", method=method, path=path)
     reason = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     if isinstance(exc, (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)):
         what = "no answer in time" if sent else "not sent in time"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from weakref import WeakValueDictionary
 
-from orchestrator.errors import APIConnectionError, InternalServerError
+from orchestrator.errors import APIConnectionError, InternalServerError, OutOfFiles
 from orchestrator.runs.effects import (
     CancelRun,
     CreateRun,
@@ -203,7 +203,9 @@ class Gate:
     def fail(self, ticket: Ticket, error: APIError) -> None:
         """A request failed, and why."""
         if isinstance(error, APIConnectionError | InternalServerError):
-            self._fail(error, ticket.probe)
+            # Without a file for a connection, nobody was asked.
+            if not isinstance(error, OutOfFiles):
+                self._fail(error, ticket.probe)
         else:
             self._succeed()
         self._let_go()

@@ -15,6 +15,7 @@ from orchestrator.errors import (
     AuthenticationError,
     InternalServerError,
     NotFoundError,
+    OutOfFiles,
     PermissionDeniedError,
     RateLimitError,
 )
@@ -34,6 +35,7 @@ _REMEDIES: Final[tuple[tuple[type[APIError], str], ...]] = (
     (RateLimitError, "start it again later, or start fewer at once (max_concurrent_runs)"),
     (InternalServerError, "the server at {server} failed, start it again later"),
     (APIStatusError, "correct what the server refuses and start it again"),
+    (OutOfFiles, "start it again when that is done"),
     (APIConnectionError, "check that a server answers at {server}, and base_url, or OPENAI_BASE_URL"),
     (APIError, "check that {server} speaks the Threads/Runs protocol"),
 )

@@ -27,7 +27,7 @@ from orchestrator.journal import MemoryJournal
 from orchestrator.supervision.actor import RunActor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from orchestrator.runs.record import RunRecord
@@ -116,6 +116,13 @@ FAULTS: Final = {
 }
 """What becomes of a request, and how often; the others pass."""
 
+REFUSALS: Final = {
+    "limited": (429, "Too Many Requests", 0.2),
+    "failed": (500, "Internal Server Error", None),
+    "unavailable": (503, "Service Unavailable", 0.3),
+}
+"""Faults that answer in the server's place: the status, and what `Retry-After` asks for, in seconds."""
+
 
 class Rapids:
     """A proxy on a port of its own that passes on most requests and breaks the others' connections.
@@ -123,10 +130,14 @@ class Rapids:
     Args:
         port: The server's.
         seed: Decides what breaks.
+        chances: What becomes of a request, and how often: besides `FAULTS` also any of `REFUSALS`;
+            "held", which is "slow", but lost if the connection breaks meanwhile, where a slow request still
+            takes effect; and "dripping", where the answer comes in small pieces.
     """
 
-    def __init__(self, port: int, seed: int) -> None:
+    def __init__(self, port: int, seed: int, chances: Mapping[str, float] = FAULTS) -> None:
         self.faults: Counter[str] = Counter()
+        self._chances = chances
         self.base_url = ""
         self._port = port
         self._random = random.Random(seed)
@@ -190,6 +201,10 @@ class Rapids:
         if fault is not None:
             self.faults[fault] += 1
         passage.allow(None)
+        if fault in REFUSALS:
+            await passage.refuse(*REFUSALS[fault])
+            return True
+        passage.dripping = fault == "dripping"
         match fault:
             case "unsent":
                 passage.reset()
@@ -200,15 +215,17 @@ class Rapids:
                 passage.allow(self._random.randint(1, 6000), orderly=fault == "ended")
             case "whenever":
                 self._loop.call_later(self._random.uniform(0, 0.3), passage.reset)
-            case "slow":
+            case "slow" | "held":
                 await asyncio.sleep(self._random.uniform(0, 0.1))
+                if fault == "held" and passage.is_reset:
+                    return False
         forth.write(request)
         await forth.drain()
         return True
 
     def _draw(self) -> str | None:
         drawn = self._random.random()
-        for fault, chance in FAULTS.items():
+        for fault, chance in self._chances.items():
             drawn -= chance
             if drawn < 0:
                 return fault
@@ -219,6 +236,8 @@ class _Passage:
     """The way of the answers on one connection."""
 
     def __init__(self, upstream: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        self.dripping = False
+        self.is_reset = False
         self._upstream = upstream
         self._back = back
         self._allowed: int | None = None
@@ -229,11 +248,22 @@ class _Passage:
         self._allowed, self._orderly = answer_bytes, orderly
 
     def reset(self) -> None:
+        self.is_reset = True
         _reset(self._back)
+
+    async def refuse(self, status: int, reason: str, retry_after_s: float | None) -> None:
+        """Answer a request that the server does not get to see."""
+        body = b'{"error": {"message": "the weather is bad", "type": "server_error"}}'
+        hint = "" if retry_after_s is None else f"retry-after: {retry_after_s}\r\n"
+        head = f"HTTP/1.1 {status} {reason}\r\n{hint}content-length: {len(body)}\r\n\r\n"
+        self._back.write(head.encode() + body)
+        await self._back.drain()
 
     async def answers(self) -> None:
         with suppress(OSError):
-            while data := await self._upstream.read(65536):
+            while data := await self._upstream.read(_DRIP_BYTES if self.dripping else 65536):
+                if self.dripping:
+                    await asyncio.sleep(_DRIP_S)
                 if self._allowed is not None:
                     data, cut = data[: self._allowed], len(data) >= self._allowed
                     self._allowed -= len(data)
@@ -247,6 +277,10 @@ class _Passage:
             self._back.close()
         else:
             self.reset()
+
+
+_DRIP_BYTES: Final = 500
+_DRIP_S: Final = 0.01
 
 
 async def _read(client: asyncio.StreamReader) -> bytes:

@@ -3,13 +3,14 @@
 `python tests/benchmarks/journalling.py [RUNS] [TURNS]` (default 500 and 5) prints a table. A wave is so many
 runs that are all open at the same time, each streamed, with two tool calls in one batch, against a run server
 in another process. The journal is a SQLite file with `synchronous=FULL`. What is compared is this process's
-CPU time from the first start to the last result, in all its threads. `test_journalling.py` holds the ratio to
-what is promised.
+CPU time from the first start to the last result, in all its threads. Beside that stands what a run leaves in
+the journal. `test_journalling.py` holds the ratio to what is promised.
 """
 
 from __future__ import annotations
 
 import gc
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -35,12 +36,14 @@ class Overhead:
         without_s: CPU seconds of each wave without a journal.
         with_s: CPU seconds of each wave with one.
         failed: The runs that did not complete with the right outputs, and why.
+        kept: For each run the rows that it has in the journal beside its own, and its bytes there.
     """
 
     runs: int
     without_s: list[float]
     with_s: list[float]
     failed: list[str]
+    kept: dict[str, float]
 
     @property
     def ratio(self) -> float:
@@ -57,15 +60,32 @@ def measure(runs: int, turns: int) -> Overhead:
     """See waves through, by turns with a journal and without."""
     spent: dict[bool, list[float]] = {True: [], False: []}
     failed: list[str] = []
+    kept: dict[str, float] = {}
     with run_server() as base_url, tempfile.TemporaryDirectory() as directory:
         for turn in range(-1, turns):
             # Whatever goes first may find another machine than what comes after it.
             for journalled in (False, True) if turn % 2 else (True, False):
-                url = f"sqlite:///{Path(directory) / f'{turn}.sqlite'}" if journalled else None
+                file = Path(directory) / f"{turn}.sqlite"
+                url = f"sqlite:///{file}" if journalled else None
                 cpu_s = _wave(base_url, runs if turn >= 0 else 10, f"{turn}-{journalled}", url, failed)
                 if turn >= 0:  # what is made once for all is nobody's cost
                     spent[journalled].append(cpu_s)
-    return Overhead(runs=runs, without_s=spent[False], with_s=spent[True], failed=failed)
+                if journalled:
+                    kept = _kept(file)
+    return Overhead(runs=runs, without_s=spent[False], with_s=spent[True], failed=failed, kept=kept)
+
+
+def _kept(file: Path) -> dict[str, float]:
+    """What a run leaves in a journal that is closed."""
+    journal = sqlite3.connect(file)
+    try:
+        tables = [name for (name,) in journal.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        rows = {name: journal.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+    finally:
+        journal.close()
+    runs = rows["journal_runs"]
+    each = {name: rows[f"journal_{name}"] / runs for name in ("tool_calls", "submissions", "events")}
+    return each | {"bytes": file.stat().st_size / runs}
 
 
 def _wave(base_url: str, runs: int, gate: str, journal: str | None, failed: list[str]) -> float:
@@ -112,12 +132,14 @@ def table(measured: Overhead) -> str:
         each = [1e3 * one / measured.runs for one in seconds]
         rows.append(f"| {name} | {statistics.median(each):.2f} ms | {min(each):.2f} to {max(each):.2f} ms |")
     ratios = measured.ratios
+    kept = ", ".join(f"{each:,.0f} {name}" for name, each in measured.kept.items())
     return "\n".join(
         (
             f"{measured.runs:,} runs at once, {len(ratios)} turns\n",
             "| journal | CPU per run, median | from, to |\n|---|---|---|",
             *rows,
             f"\nratio of the medians {measured.ratio:.3f}, of each turn {ratios[0]:.3f} to {ratios[-1]:.3f}",
+            f"a run leaves in the journal: {kept}",
         )
     )
 

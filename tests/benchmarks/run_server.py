@@ -3,14 +3,17 @@
 `with run_server() as base_url:` starts it and ends it. It speaks as much of the protocol as an orchestrator
 needs to see runs through, streamed or polled, and does with each what the metadata of its create says:
 
-    rounds, calls   so many rounds of so many tool calls each (0, 1), `double` and `square` by turns, of
+    rounds, calls   so many rounds of so many tool calls each (0, 1), of
+    tools           these tools by turns ("double,square"), of
     number          this number plus the round's; then a message of all outputs in order
     think_ms        this long before each round, and before the message (0)
     gate            before the first move it waits for `POST /stub/gates/{name}`
     until           "cancelled": it makes no move at all
 
 `GET /stub/report` counts what was asked of it, `GET /stub/cancels` tells by run when the bytes of its first
-cancel arrived, by `time.monotonic()`, which on Linux all processes share. Imports nothing of ours.
+cancel arrived, by `time.monotonic()`, which on Linux all processes share; `GET /stub/looks` when each run was
+looked at, by the same clock, and begins anew. `POST /stub/settle` with the ids of
+runs tells what became of each and forgets it, so that a server may be used for long. Imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from stub_server import RUN, serve, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
 CANCELLING_S = 0.01
@@ -40,9 +43,9 @@ _DONE = b"event: done\ndata: [DONE]\n\n"
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found"}
 
 
-def calls_of(number: int, round_: int, calls: int) -> list[tuple[str, int]]:
+def calls_of(number: int, round_: int, calls: int, tools: Sequence[str] = TOOLS) -> list[tuple[str, int]]:
     """The tool calls of one round: which tool, of which number."""
-    return [(TOOLS[index % 2], number + round_) for index in range(calls)]
+    return [(tools[index % len(tools)], number + round_) for index in range(calls)]
 
 
 def _event(name: str, payload: bytes) -> bytes:
@@ -52,7 +55,18 @@ def _event(name: str, payload: bytes) -> bytes:
 class _Run:
     """One run, and the stream that shows it, if any."""
 
-    __slots__ = ("calls", "id", "metadata", "outputs", "plan", "round", "status", "stream", "thread_id")
+    __slots__ = (
+        "calls",
+        "id",
+        "metadata",
+        "outputs",
+        "plan",
+        "round",
+        "status",
+        "stream",
+        "thread_id",
+        "tools",
+    )
 
     def __init__(self, run_id: str, thread_id: str, metadata: dict[str, str]) -> None:
         self.id = run_id
@@ -60,6 +74,7 @@ class _Run:
         self.metadata = metadata
         self.plan = {name: int(metadata.get(name, 0)) for name in ("rounds", "number", "think_ms")}
         self.plan["calls"] = int(metadata.get("calls", 1))
+        self.tools = metadata.get("tools", ",".join(TOOLS)).split(",")
         self.status = "queued"
         self.round = 0
         self.calls: list[dict[str, Any]] = []
@@ -110,6 +125,7 @@ class _World:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.runs: dict[str, _Run] = {}
+        self.made = 0
         self.active: dict[str, _Run] = {}
         self.on_thread: defaultdict[str, list[_Run]] = defaultdict(list)
         self.messages: dict[str, list[dict[str, Any]]] = {}
@@ -123,6 +139,7 @@ class _World:
         self.partial_submissions = 0
         self.refused: Counter[str] = Counter()
         self.cancels: dict[str, float] = {}
+        self.looks: defaultdict[str, list[float]] = defaultdict(list)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -140,10 +157,31 @@ class _World:
             "refused": self.refused,
         }
 
+    def settle(self, run_id: str) -> dict[str, Any] | None:
+        """Tell what became of a run that is over, and forget it and its thread; `None` if there is none."""
+        run = self.runs.get(run_id)
+        if run is None or not run.is_over:
+            return None
+        del self.runs[run_id]
+        self.on_thread[run.thread_id].remove(run)
+        if not self.on_thread[run.thread_id]:
+            del self.on_thread[run.thread_id]
+        self.messages.pop(run_id, None)
+        self.cancels.pop(run_id, None)
+        self.looks.pop(run_id, None)
+        rounds = [self.submissions.pop((run_id, number + 1), 0) for number in range(run.round)]
+        return {
+            "status": run.status,
+            "creates": self.creates.pop(run.metadata.get(NONCE, ""), 0),
+            "submissions": rounds,
+            "text": " ".join(run.outputs),
+        }
+
     def create(self, thread_id: str, body: dict[str, Any], stream: _Connection | None) -> _Run:
         metadata = body.get("metadata") or {}
         self.creates[metadata.get(NONCE, "")] += 1
-        run_id = f"run_{len(self.runs) + 1}"
+        self.made += 1
+        run_id = f"run_{self.made}"
         run = self.runs[run_id] = self.active[thread_id] = _Run(run_id, thread_id, metadata)
         self.on_thread[thread_id].append(run)
         run.stream = stream
@@ -175,7 +213,7 @@ class _World:
             self.complete(run)
             return
         run.round += 1
-        asked = calls_of(run.plan["number"], run.round, run.plan["calls"])
+        asked = calls_of(run.plan["number"], run.round, run.plan["calls"], run.tools)
         run.calls = [
             {
                 "id": f"call_{index}",
@@ -228,6 +266,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's own name
         self.world.open_streams -= self._streams
+        self._streams = False
 
     def data_received(self, data: bytes) -> None:
         arrived_at = time.monotonic()
@@ -270,6 +309,11 @@ class _Connection(asyncio.Protocol):
                 self._answer(world.report())
             case "GET", "stub", "cancels":
                 self._answer(world.cancels)
+            case "GET", "stub", "looks":
+                self._answer(world.looks)
+                world.looks.clear()
+            case "POST", "stub", "settle":
+                self._answer({run_id: world.settle(run_id) for run_id in body["runs"]})
             case "POST", "stub", "gates", name:
                 world.open_gate(name)
                 self._answer({})
@@ -288,6 +332,7 @@ class _Connection(asyncio.Protocol):
 
     def _ask(self, run: _Run, action: str, body: dict[str, Any], arrived_at: float) -> None:
         if action == "":
+            self.world.looks[run.id].append(arrived_at)
             self._answer_bytes(200, run.shown())
         elif action == "cancel":
             self.world.cancels.setdefault(run.id, arrived_at)
