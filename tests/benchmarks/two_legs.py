@@ -188,6 +188,9 @@ LEGS: Final = (
 )
 """The events of each leg."""
 
+_OVER: Final = len(LEGS[1]) - 2
+"""Which event of the last leg says that the run is over; only the end of the stream follows."""
+
 _STATES: Final = {
     status: json.dumps(_run(status)).encode()
     for status in ("queued", "in_progress", "requires_action", "completed", "cancelled")
@@ -243,11 +246,11 @@ class _World:
                 continue
             event = life.fill(LEGS[life.leg][index])
             is_last = index + 1 == len(LEGS[life.leg])
+            if life.leg == 1 and index == _OVER:
+                self.ended[life.id.decode()] = time.monotonic()
             transport.write(b"%x\r\n%s\r\n%s" % (len(event), event, b"0\r\n\r\n" if is_last else b""))
             if is_last:
                 self.open -= 1
-                if life.leg == 1:
-                    self.ended[life.id.decode()] = time.monotonic()
             else:
                 self.streaming.append((transport, life, index + 1))
 
