@@ -333,6 +333,7 @@ class Following(Closing):
     def _submit(self) -> None:
         number = self._next()
         self._sent += 1
+        self._settling = False
         self._rejection = None
         self._clear(Timer.POLL)
         self._update(phase=Phase.SUBMITTING, pending=number, watched=None, floor=number)
@@ -364,13 +365,18 @@ class Following(Closing):
     def _settle_submit(self, seen: RunObserved) -> None:
         """The run was retrieved because the submission's outcome is open: it tells what became of it.
 
-        Whole calls are compared, since a next round may use the same ids again.
+        Whole calls are compared, since a next round may use the same ids again. A run that still asks may
+        have its submission yet to come: it is looked at twice before it gets another one.
         """
         if not self.record.is_asked_by(seen.run):
             self._accept(watched=None)
             self._follow(seen)
         elif self._rejection is not None:
             self._give_up(self._rejection)
+        elif not self._settling:
+            self._settling = True
+            self._retry = self._retrieve
+            self._set(Timer.RETRY, self._timing.retry.settle_s)
         elif self._sent >= self._timing.retry.attempts:
             self._give_up(
                 AmbiguousOutcome(

@@ -77,7 +77,8 @@ class Timing:
     """How patient a run is; every duration in seconds.
 
     Attributes:
-        retry: Attempts and backoff of single requests, and the pause that settles an ambiguous create.
+        retry: Attempts and backoff of single requests, and the pause that settles an ambiguous create or
+            submission.
         stall_s: Without progress for this long, a notice is published and the run is retrieved; what else is
             done is `RunRequest.on_stall`'s.
         cancel_timeout_s: From the first cancel request to `CancelUnconfirmed`. Also the most that a run
@@ -130,6 +131,7 @@ class Machine:
         self._failures = 0
         self._listings = 0
         self._sent = 0
+        self._settling = False
         self._rejection: APIError | None = None
         self._refusal: APIError | None = None
         self._detaching = False

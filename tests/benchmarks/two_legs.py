@@ -2,8 +2,8 @@
 
 `with two_legs(tick_s) as base_url:` starts it and ends it. Every run asks for two tool calls, `double` and
 `square`, waits for their outputs, and writes a message: 46 events and some 27 KB when it is streamed. Each
-event is written by itself, one for each tick and run, as a model writes; a polled run is as far as a streamed
-one would be. Everything is rendered beforehand; only ids and the nonce are put in.
+event is written by itself, one for each tick and run, as a model writes, and no run keeps step with others; a
+polled run is as far as a streamed one would be. Everything is rendered beforehand; only ids and the nonce are put in.
 
 `GET /stub/report` tells what it was asked for and what CPU time it took, `GET /stub/ended` when each run was
 over, by `time.monotonic()`, which on Linux all processes share. Imports nothing of ours.
@@ -188,6 +188,9 @@ LEGS: Final = (
 )
 """The events of each leg."""
 
+_PHASES: Final = 32
+"""Into how many parts a tick is divided: a stream that began in one of them goes on in it."""
+
 _OVER: Final = len(LEGS[1]) - 2
 """Which event of the last leg says that the run is over; only the end of the stream follows."""
 
@@ -234,13 +237,17 @@ class _World:
         self.on_thread: dict[bytes, _Life] = {}
         self.ended: dict[str, float] = {}
         self.requests = self.creates = self.submissions = self.open = 0
-        self.streaming: list[tuple[asyncio.Transport, _Life, int]] = []
+        self.phases: list[list[tuple[asyncio.Transport, _Life, int]]] = [[] for _ in range(_PHASES)]
+        self.phase = 0
+        self.due = self.loop.time()
         self.tick()
 
     def tick(self) -> None:
-        """Give every open stream its next event."""
-        self.loop.call_later(self.tick_s, self.tick)
-        streaming, self.streaming = self.streaming, []
+        """Give those streams that are due in this part of the tick their next event."""
+        self.due += self.tick_s / _PHASES
+        self.loop.call_at(self.due, self.tick)
+        self.phase = (self.phase + 1) % _PHASES
+        streaming, self.phases[self.phase] = self.phases[self.phase], []
         for transport, life, index in streaming:
             if transport.is_closing():
                 continue
@@ -252,12 +259,12 @@ class _World:
             if is_last:
                 self.open -= 1
             else:
-                self.streaming.append((transport, life, index + 1))
+                self.phases[self.phase].append((transport, life, index + 1))
 
     def stream(self, transport: asyncio.Transport, life: _Life) -> None:
         transport.write(_HEAD)
         self.open += 1
-        self.streaming.append((transport, life, 0))
+        self.phases[self.phase].append((transport, life, 0))
 
     def status(self, life: _Life) -> str:
         """How far a polled run is: as far as a streamed one."""

@@ -309,6 +309,9 @@ def test_a_submission_whose_outcome_is_open_and_that_is_still_asked_for_is_sent_
             story.fail(refused(500))
     assert story.sent[-1] == "RetrieveRun"
     story.answer(run("requires_action", call("call_2"), call("call_1")))
+    story.fire(Timer.RETRY)
+    assert story.sent[-1] == "RetrieveRun"
+    story.answer(run("requires_action", call("call_2"), call("call_1")))
     first, second = story.all(fx.SubmitToolOutputs)
     assert first.outputs == second.outputs
     assert len(story.all(fx.StartTools)) == 1
@@ -327,6 +330,19 @@ def test_a_submission_that_the_run_went_on_after_was_accepted() -> None:
     assert story.result.status == "completed"
 
 
+def test_a_submission_that_comes_to_the_server_late_is_not_sent_again() -> None:
+    story = Story()
+    story.submit()
+    story.fail(cut())
+    story.answer(run("requires_action", call("call_1")))
+    began_at = story.now
+    story.fire(Timer.RETRY)
+    assert story.now - began_at == pytest.approx(TIMING.retry.settle_s)
+    story.answer(run("in_progress"))
+    assert story.phase is Phase.WATCHING
+    assert len(story.all(fx.SubmitToolOutputs)) == 1
+
+
 def test_a_next_round_that_uses_the_same_ids_for_other_calls_is_no_reason_to_submit_again() -> None:
     story = Story()
     story.submit(call("call_1", arguments='{"city": "Oslo"}'))
@@ -341,6 +357,8 @@ def test_a_submission_that_is_lost_again_and_again_cancels_the_run_and_is_ambigu
     story.submit()
     while story.phase is Phase.SUBMITTING:
         story.fail(cut())
+        story.answer(run("requires_action", call("call_1")))
+        story.fire(Timer.RETRY)
         story.answer(run("requires_action", call("call_1")))
     assert len(story.all(fx.SubmitToolOutputs)) == 4
     story.answer(run("cancelled"))

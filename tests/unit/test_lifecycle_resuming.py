@@ -201,6 +201,8 @@ def test_a_submission_in_flight_is_waited_for_and_a_lost_one_is_looked_at() -> N
     after = story.successor()
     assert after.sent == ["RetrieveRun"]
     after.answer(run("requires_action", call("call_1")))
+    after.fire(Timer.RETRY)
+    after.answer(run("requires_action", call("call_1")))
     assert after.last(fx.SubmitToolOutputs).outputs == story.last(fx.SubmitToolOutputs).outputs
     assert after.all(fx.StartTools) == []
 
