@@ -3,7 +3,8 @@
 `with two_legs(tick_s) as base_url:` starts it and ends it. Every run asks for two tool calls, `double` and
 `square`, waits for their outputs, and writes a message: 46 events and some 27 KB when it is streamed. Each
 event is written by itself, one for each tick and run, as a model writes, and no run keeps step with others; a
-polled run is as far as a streamed one would be. Everything is rendered beforehand; only ids and the nonce are put in.
+polled run is as far as a streamed one would be. Everything is rendered beforehand; only ids and the nonce are
+put in.
 
 `GET /stub/report` tells what it was asked for and what CPU time it took, `GET /stub/ended` when each run was
 over, by `time.monotonic()`, which on Linux all processes share. Imports nothing of ours.
