@@ -253,3 +253,13 @@ def test_where_a_body_is_cut_does_not_matter(cuts: list[int]) -> None:
                 read += incoming.feed(body[start:end])
         assert [*read, *incoming.end()] == expected
         assert incoming.done
+
+
+@given(cut=st.integers(0, 60))
+def test_what_came_before_the_bound_was_passed_is_told_however_much_came_at_once(cut: int) -> None:
+    body = b'data: {"a": 1}\n\n' + b": ping\n\n" * 200
+    incoming = Incoming("text/event-stream", max_bytes=1000)
+    read = list(incoming.feed(body[:cut]))
+    with pytest.raises(UnreadableAnswerError, match="larger"):
+        read.extend(incoming.feed(body[cut:]))
+    assert read == [b'{"a": 1}']

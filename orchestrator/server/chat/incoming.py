@@ -6,10 +6,13 @@ some gateways mislabel streams. Pure: it is fed bytes in any chunking.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.protocol.sse import SSEDecoder
 from orchestrator.server.chat.answer import UnreadableAnswerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Incoming"]
 
@@ -35,26 +38,27 @@ class Incoming:
         self._is_stream = "event-stream" in content_type
         self._whole: list[bytes] = []
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take in the next bytes and return the JSON texts they complete; after `[DONE]` nothing is taken.
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Take in the next bytes and yield the JSON texts they complete; after `[DONE]` nothing is taken.
 
         Raises:
-            UnreadableAnswerError: The body is larger than allowed.
+            UnreadableAnswerError: The body is larger than allowed; what the bytes up to there complete is
+                yielded before, however many came at once.
         """
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise UnreadableAnswerError("is larger than this server takes")
-        if not self._whole and chunk.lstrip().startswith(_STREAM_STARTS):
+        taken = chunk[: self._left]
+        self._left -= len(taken)
+        if not self._whole and taken.lstrip().startswith(_STREAM_STARTS):
             self._is_stream = True
-        if not self._is_stream:
-            self._whole.append(chunk)
-            return []
-        events = [event.data for event in self._events.feed(chunk)]
-        for position, data in enumerate(events):
-            if data.strip() == b"[DONE]":
-                self.done = True
-                return events[:position]
-        return events
+        if self._is_stream:
+            for event in self._events.feed(taken):
+                if event.data.strip() == b"[DONE]":
+                    self.done = True
+                    return
+                yield event.data
+        else:
+            self._whole.append(taken)
+        if len(taken) < len(chunk):
+            raise UnreadableAnswerError("is larger than this server takes")
 
     def end(self) -> list[bytes]:
         """Return what the end of the body completes: a JSON object that came whole is all there is."""
