@@ -11,6 +11,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlencode, urlsplit
@@ -328,6 +329,7 @@ def _is_loopback(base_url: str) -> bool:
         return host == "localhost"
 
 
+@lru_cache(maxsize=64)  # asked for each request, and it takes as long as the rest of one
 def _is_exposed(base_url: str) -> bool:
     return urlsplit(base_url).scheme == "http" and not _is_loopback(base_url)
 

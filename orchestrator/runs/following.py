@@ -129,8 +129,11 @@ class Following(Closing):
 
     def _observe_events_watching(self, seen: EventsObserved) -> None:
         self._observe_events(seen)
-        steps = any(isinstance(event, RunStepEvent) for event in seen.events)
-        exceeded = self._tokens_exceeded() if steps else None
+        # Steps tell tokens; a delta does not, and most events are deltas.
+        is_told = self.record.request.max_total_tokens is not None and any(
+            isinstance(event, RunStepEvent) for event in seen.events
+        )
+        exceeded = self._tokens_exceeded() if is_told else None
         if exceeded is not None:
             self._give_up(exceeded)
 

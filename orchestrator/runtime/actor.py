@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
 import time
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -48,6 +49,37 @@ _PLAIN_FUNCTIONS = (
 )
 
 
+class _Flag(threading.Event):
+    """An event that is no more than a flag until somebody waits for it: hardly anybody waits for an actor.
+
+    Pykka's own consists of eight objects, which the garbage collector visits for each run that is open.
+    Without a lock, which a fork could copy while it is held: who sets it and who waits each do their part
+    first and look at the other's then.
+    """
+
+    _waited_for: threading.Event | None = None
+
+    def __init__(self) -> None:  # not the event's own: what it would make is what is to be spared
+        self._flag = False
+
+    def is_set(self) -> bool:
+        return self._flag
+
+    def set(self) -> None:
+        self._flag = True
+        if self._waited_for is not None:
+            self._waited_for.set()
+
+    def clear(self) -> None:
+        raise NotImplementedError("an actor that has stopped does not go on")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._flag:
+            return True
+        event: threading.Event = vars(self).setdefault("_waited_for", threading.Event())
+        return self._flag or event.wait(timeout)
+
+
 class LoopActorRef(pykka.ActorRef[A]):
     """A reference to a `LoopActor`: Pykka's, except that it refuses to block the actors' loop thread.
 
@@ -66,9 +98,12 @@ class LoopActorRef(pykka.ActorRef[A]):
         Raises:
             pykka.ActorDeadError: The actor has stopped, or belongs to the parent of this forked process.
         """
-        if self.actor_inbox.inherited:
-            raise self._left_behind()
-        super().tell(message)
+        try:
+            super().tell(message)
+        except pykka.ActorDeadError:
+            if self.actor_inbox.inherited:
+                raise self._left_behind() from None
+            raise
 
     @overload
     def ask(
@@ -159,6 +194,7 @@ class LoopActor(pykka.Actor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.actor_stopped = _Flag()
         self._actor_ref = LoopActorRef(self)
         self._cause: BaseException | None = None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +40,12 @@ class Mailbox:
     `put` and `empty` may be called from any thread and never block. What is put before `open` is kept.
     """
 
-    __slots__ = ("_envelopes", "_handle", "_lock", "_scheduled", "_thread", "_whose")
+    __slots__ = ("_envelopes", "_handle", "_scheduled", "_thread", "_whose")
+
+    # Without a lock: each thread first does its own part and then looks at what the other one did, so that of
+    # two at least one sees it. A turn too many finds nothing to do.
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._envelopes: deque[Envelope[Any]] = deque()
         self._handle: Callable[[Envelope[Any] | None], None] | None = None
         self._thread: LoopThread | None = None
@@ -77,17 +78,12 @@ class Mailbox:
 
     def put(self, envelope: Envelope[Any], /) -> None:
         """Add a message, or answer it if the actor has ended."""
-        with self._lock:
-            whose = self._whose
-            if whose is None:
-                self._envelopes.append(envelope)
-                if self._scheduled:
-                    return
-                self._scheduled = True
-        if whose is None:
+        self._envelopes.append(envelope)
+        if self._whose is not None:
+            self._answer_the_rest(self._whose)
+        elif not self._scheduled:
+            self._scheduled = True
             self._schedule_turn()
-        else:
-            _answer_as_ended(envelope, whose)
 
     def get(self) -> Envelope[Any]:
         """Take the oldest message; unlike a queue's, this method never waits.
@@ -109,14 +105,11 @@ class Mailbox:
         Args:
             whose: The actor, as its answers shall name it.
         """
-        with self._lock:
-            self._whose = whose
-            left, self._envelopes = self._envelopes, deque()
-            self._handle = None
+        self._whose = whose
+        self._handle = None
         if self._thread is not None:
             self._thread.residents.discard(self)
-        for envelope in left:
-            _answer_as_ended(envelope, whose)
+        self._answer_the_rest(whose)
 
     def evict(self) -> Callable[[float], object]:
         """Ask the actor to stop; return what waits for that, for at most the seconds given."""
@@ -144,20 +137,25 @@ class Mailbox:
 
     def _take_turn(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
-            envelope = self._next()
-            if envelope is None:
-                return
-            assert self._handle is not None
-            self._handle(envelope)
+            if not self._envelopes:
+                self._scheduled = False
+                # Whoever put one between the look and the flag has left its turn to this one.
+                if not self._envelopes:
+                    return
+                self._scheduled = True
+            handle = self._handle
+            if handle is None:
+                return  # the actor has ended, and what is left was answered
+            handle(self._envelopes.popleft())
         self._schedule_turn()
 
-    def _next(self) -> Envelope[Any] | None:
-        # Under the lock, or a message put between the look and the flag would wait for the one after it.
-        with self._lock:
-            if self._envelopes:
-                return self._envelopes.popleft()
-            self._scheduled = False
-            return None
+    def _answer_the_rest(self, whose: str) -> None:
+        while True:
+            try:
+                envelope = self._envelopes.popleft()
+            except IndexError:
+                return
+            _answer_as_ended(envelope, whose)
 
 
 def _answer_as_ended(envelope: Envelope[Any], whose: str) -> None:

@@ -90,7 +90,7 @@ class RunActor(LoopActor):
         self._in_flight.attach(self._tell, self._lifecycle.record)
 
     def _tell(self, *inputs: Input) -> None:
-        self.actor_ref.tell(inputs)
+        self._actor_ref.tell(inputs)
 
     def on_receive(self, message: tuple[Input, ...]) -> None:
         """Feed each input to the lifecycle and perform what it wants done."""

@@ -55,6 +55,8 @@ class EventLog:
         with self._lock:
             for event in events:
                 self._history.add(event)
+            if not self._wakers:
+                return
             wakers = self._take_wakers()
         _wake(wakers)
 

@@ -268,6 +268,10 @@ class RunState:
         """
         new = [event for event in events if self._is_new(event)]
         self.events.add(*new)
+        if self._subscribers:
+            self._tell_subscribers(new)
+
+    def _tell_subscribers(self, new: list[StreamedEvent]) -> None:
         for ref in tuple(self._subscribers):
             try:
                 for event in new:

@@ -47,8 +47,9 @@ def test_slow_consumers_and_late_readers_get_merged_deltas_and_a_gap_and_everyth
     assert deltas(late) <= 1000
     # What it had taken before it was held up, and what was kept for it then.
     assert deltas(slow) <= 2000
-    for told in (slow, late):
-        assert sum(map(is_gap, told)) == 1
+    # One that comes late to its first events finds a gap there, and one more where it was held up.
+    for told, most_gaps in ((slow, 2), (late, 1)):
+        assert 1 <= sum(map(is_gap, told)) <= most_gaps
         assert [
             event.event for event in told if not (isinstance(event, MessageDeltaEvent) or is_gap(event))
         ] == [
