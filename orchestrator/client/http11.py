@@ -229,7 +229,8 @@ class _Wire(asyncio.Protocol):
         """Be idle, if the answer came to its end and the connection outlives it."""
         self._is_busy = False
         self._parts = []
-        return self._is_complete and not (self._is_broken or self._is_full)
+        self._unread = 0
+        return self._is_complete and not (self._is_broken or self._is_full or self._is_paused)
 
     def is_readable(self) -> bool:
         """Whether the system has something for us that the loop did not come to yet."""
