@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["DirectConnection"]
 
 MAX_HEAD_BYTES: Final = 100 * 1024
-"""The most that an answer's head may take: as much as httpcore allows."""
+"""The most that an answer's head, or its trailers, may take: as much as httpcore allows."""
 
 MAX_UNREAD_BYTES: Final = 256 * 1024
 """With more than this unread, the server has to wait."""
@@ -327,10 +327,10 @@ class _Wire(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpcore.RemoteProtocolError(f"no HTTP: {error}"))
-        if not self._has_head:
-            self._head_bytes += len(data)
+        if not self._is_complete:
+            self._head_bytes = 0 if self._fed_body else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(httpcore.RemoteProtocolError(f"the head is larger than {MAX_HEAD_BYTES} bytes"))
+                self._fail(httpcore.RemoteProtocolError(f"headers are larger than {MAX_HEAD_BYTES} bytes"))
         if self._is_complete and not self._ends_with(data, had_head=had_head):
             self._is_broken = True
         self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
@@ -389,7 +389,7 @@ class _Wire(asyncio.Protocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_complete:
+        if not self._has_head:  # what follows a chunked body is no header
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:

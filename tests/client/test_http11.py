@@ -260,6 +260,14 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8) | st.just(list(range(10_000)
 """Where an answer is cut, or everywhere."""
 
 
+def test_trailers_are_no_headers() -> None:
+    """Whether they come with the head or long after it, which a proxy on the way may decide."""
+    data = head(200, CHUNKED) + in_chunks([b"hello"], trailers=b"x-sum: 1\r\n")
+    for pieces in ([data], cut(data, range(len(data)))):
+        ((seen,), _) = run(conversation(ours, [Reply(pieces)]))
+        assert seen == Seen(200, [CHUNKED], b"hello", is_reusable=True)
+
+
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
 def test_an_answer_cut_short_anywhere_is_never_taken_as_whole(data: bytes, resets: bool) -> None:
@@ -291,6 +299,20 @@ def test_what_is_no_http_is_refused(data: bytes) -> None:
 
 
 SURPLUS = [b"x", b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", head(200, LENGTH) + b"other"]
+
+
+def test_trailers_have_a_greatest_size() -> None:
+    async def main() -> None:
+        pieces = [b"x" * 1000] * (MAX_HEAD_BYTES // 1000 + 1)
+        async with serving(
+            Reply([head(200, CHUNKED), b"5\r\nhello\r\n", b"0\r\nx-long: ", *pieces])
+        ) as server:
+            connection = ours(server.origin)
+            with pytest.raises(httpcore.RemoteProtocolError, match="larger than"):
+                await answer(connection, server.origin)
+            await connection.aclose()
+
+    run(main())
 
 
 @pytest.mark.parametrize(
