@@ -35,6 +35,9 @@ MAX_HEAD_BYTES: Final = 100 * 1024
 MAX_UNREAD_BYTES: Final = 256 * 1024
 """With more than this unread, the server has to wait."""
 
+EMPTY_LINE: Final = b"\r\n\r\n"
+"""With the end of the line before it."""
+
 # What RFC 9110 allows; a line break in a header of the user's would begin another one.
 _HEADER_NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
 _HEADER_VALUE: Final = re.compile(rb"(?:[^\x00\s](?:[^\x00\r\n\f\v]*[^\x00\s])?)?")
@@ -177,7 +180,7 @@ class _Wire(asyncio.Protocol):
         self._is_busy = self._is_broken = False
         self._is_chunked = self._needs_end = False
         self._tail = b""
-        self._fed_body = 0
+        self._fed_body = self._fed_heads = 0
         self._error: Exception | None = None
         self._read_s: float | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -322,7 +325,7 @@ class _Wire(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         had_head = self._has_head
-        self._fed_body = 0
+        self._fed_body = self._fed_heads = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -346,12 +349,17 @@ class _Wire(asyncio.Protocol):
         """
         seen = self._tail + data
         if self._is_chunked:
-            return seen.endswith(b"\r\n\r\n") and not seen.endswith(b"\n\r\n\r\n")
-        begins = 0
+            return seen.endswith(EMPTY_LINE) and not seen.endswith(b"\n\r\n\r\n")
+        begins = len(self._tail)
         if not had_head:
-            ends = seen.find(b"\r\n\r\n")
-            begins = len(data) if ends < 0 else ends + 4 - len(self._tail)
-        return len(data) - begins == self._fed_body
+            # Heads that only announce the answer end with an empty line, too, the last one perhaps just before.
+            begins = self._tail.find(EMPTY_LINE) + len(EMPTY_LINE) if EMPTY_LINE in self._tail else 0
+            for _ in range(self._fed_heads):
+                ends = seen.find(EMPTY_LINE, begins)
+                if ends < 0:
+                    return False
+                begins = ends + len(EMPTY_LINE)
+        return len(seen) - begins == self._fed_body
 
     def eof_received(self) -> None:
         self._end(None)
@@ -395,6 +403,7 @@ class _Wire(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._is_complete:
             return
+        self._fed_heads += 1
         self.status = self._parser.get_status_code()
         if self.status < 200:
             return  # the answer itself is still to come

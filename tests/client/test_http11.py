@@ -268,6 +268,14 @@ def test_trailers_are_no_headers() -> None:
         assert seen == Seen(200, [CHUNKED], b"hello", is_reusable=True)
 
 
+@pytest.mark.parametrize("before", [CONTINUE, HINTS, CONTINUE + HINTS])
+def test_a_connection_is_used_again_after_an_answer_that_others_announced(before: bytes) -> None:
+    data = before + head(200, LENGTH) + b"hello"
+    for pieces in ([data], cut(data, range(len(data))), [before, data.removeprefix(before)]):
+        _, accepted = run(conversation(ours, [Reply(pieces), Reply([data])]))
+        assert accepted == 1
+
+
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE.keys())
 @pytest.mark.parametrize("resets", [False, True], ids=["closed", "reset"])
 def test_an_answer_cut_short_anywhere_is_never_taken_as_whole(data: bytes, resets: bool) -> None:
