@@ -352,7 +352,7 @@ class _Wire(asyncio.Protocol):
             return seen.endswith(EMPTY_LINE) and not seen.endswith(b"\n\r\n\r\n")
         begins = len(self._tail)
         if not had_head:
-            # Heads that only announce the answer end with an empty line, too, the last one perhaps just before.
+            # Heads that only announced the answer end with an empty line, too, perhaps in the tail.
             begins = self._tail.find(EMPTY_LINE) + len(EMPTY_LINE) if EMPTY_LINE in self._tail else 0
             for _ in range(self._fed_heads):
                 ends = seen.find(EMPTY_LINE, begins)

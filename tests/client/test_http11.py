@@ -7,13 +7,14 @@ import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import httpcore
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.client.dialing import Places
@@ -22,13 +23,12 @@ from orchestrator.client.http11 import MAX_HEAD_BYTES, MAX_UNREAD_BYTES, DirectC
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from httpcore import AsyncConnectionInterface
 
 PATIENCE_S = 5.0
 TIMEOUTS = {"connect": PATIENCE_S, "write": PATIENCE_S, "read": PATIENCE_S}
 
 thoroughly = settings(
-    max_examples=2000 if os.environ.get("ORCHESTRATOR_LONG") else 50,
+    max_examples=2000 if os.environ.get("ORCHESTRATOR_LONG") else 100,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -131,6 +131,9 @@ def request(origin: httpcore.Origin, **more: Any) -> httpcore.Request:
     return httpcore.Request(fields.pop("method"), url, extensions={"timeout": TIMEOUTS}, **fields)
 
 
+Make: TypeAlias = Callable[[httpcore.Origin], httpcore.AsyncConnectionInterface]
+
+
 class Seen(NamedTuple):
     """What a client has of one answer."""
 
@@ -140,7 +143,7 @@ class Seen(NamedTuple):
     is_reusable: bool
 
 
-async def answer(connection: AsyncConnectionInterface, origin: httpcore.Origin) -> Seen:
+async def answer(connection: httpcore.AsyncConnectionInterface, origin: httpcore.Origin) -> Seen:
     response = await connection.handle_async_request(request(origin))
     try:
         body = await response.aread()
@@ -150,9 +153,7 @@ async def answer(connection: AsyncConnectionInterface, origin: httpcore.Origin) 
     return Seen(response.status, response.headers, body, reusable)
 
 
-async def conversation(
-    make: type[DirectConnection] | Any, replies: Sequence[Reply]
-) -> tuple[list[Seen], int]:
+async def conversation(make: Make, replies: Sequence[Reply]) -> tuple[list[Seen], int]:
     """Ask for one answer after another, on one connection as long as it can be used; say how many it took."""
     seen: list[Seen] = []
     async with serving(*replies) as server:
@@ -166,7 +167,7 @@ async def conversation(
     return seen, server.accepted
 
 
-async def failure(make: Any, reply: Reply) -> str:
+async def failure(make: Make, reply: Reply) -> str:
     """Ask for an answer that is broken; return the error's name."""
     async with serving(reply) as server:
         connection = make(server.origin)
@@ -260,6 +261,18 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=8) | st.just(list(range(10_000)
 """Where an answer is cut, or everywhere."""
 
 
+@thoroughly
+@given(st.lists(st.tuples(answers(), CUTS), min_size=1, max_size=3))
+def test_answers_in_pieces_are_what_they_are_in_one_and_what_httpcore_makes_of_them(
+    cases: list[tuple[Sent, list[int]]],
+) -> None:
+    whole = [Reply([sent.data], ends=sent.ends) for sent, _ in cases]
+    pieces = [Reply(cut(sent.data, places), ends=sent.ends) for sent, places in cases]
+    in_one = run(conversation(ours, whole))
+    assert run(conversation(ours, pieces)) == in_one
+    assert run(conversation(stock, whole)) == in_one
+
+
 def test_trailers_are_no_headers() -> None:
     """Whether they come with the head or long after it, which a proxy on the way may decide."""
     data = head(200, CHUNKED) + in_chunks([b"hello"], trailers=b"x-sum: 1\r\n")
@@ -307,6 +320,25 @@ def test_what_is_no_http_is_refused(data: bytes) -> None:
 
 
 SURPLUS = [b"x", b"\r\n", b"\r\n\r\n", b"0\r\n\r\n", head(200, LENGTH) + b"other"]
+
+
+@thoroughly
+@given(answers().filter(lambda sent: not sent.ends), st.sampled_from(SURPLUS), CUTS)
+def test_a_connection_with_bytes_after_its_answer_is_not_used_again(
+    sent: Sent, surplus: bytes, places: list[int]
+) -> None:
+    async def main() -> None:
+        async with serving(Reply(cut(sent.data + surplus, places)), Reply([sent.data])) as server:
+            connection = ours(server.origin)
+            first = await answer(connection, server.origin)
+            await server.said.wait()
+            assert not connection.is_idle() or connection.has_expired()
+            await connection.aclose()
+            other = ours(server.origin)
+            assert (await answer(other, server.origin))[:3] == first[:3]
+            await other.aclose()
+
+    run(main())
 
 
 def test_trailers_have_a_greatest_size() -> None:
