@@ -226,6 +226,9 @@ class _LentStream:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._returned:
+            # Whatever comes on that connection now belongs to somebody else.
+            raise httpcore.ReadError("the answer was closed before it was read")
         try:
             return await self._parts.__anext__()
         except StopAsyncIteration:

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpcore
 import httpx
 import pytest
 from calls import wait_until
@@ -376,6 +377,27 @@ def test_an_answer_closed_twice_gives_its_connection_back_once() -> None:
 
     with FaultyServer(default=OK) as server:
         on_pool(main)
+
+
+def test_an_answer_that_was_closed_gives_nothing_of_the_next_one() -> None:
+    async def ask(pool: LanePool) -> httpcore.Response:
+        return await pool.handle_async_request(
+            httpcore.Request("GET", f"{server.url}/x", headers=[("h", "x")])
+        )
+
+    async def main(client: httpx.AsyncClient) -> None:
+        pool = pool_of(client)
+        closed = await ask(pool)
+        await closed.aclose()
+        response = await ask(pool)
+        with pytest.raises(httpcore.ReadError, match="closed"):
+            await anext(aiter(closed.stream))  # type: ignore[arg-type]  # an async pool's streams are
+        assert await response.aread() == b'{"ok": true}'
+        await response.aclose()
+
+    with FaultyServer(default=OK) as server:
+        on_pool(main)
+        assert server.accepted == 1
 
 
 def test_closing_the_client_ends_open_streams_and_what_waits_behind_them() -> None:
