@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["DirectConnection"]
 
 MAX_HEAD_BYTES: Final = 100 * 1024
-"""The most that an answer's head may take: as much as httpcore allows."""
+"""The most that an answer's head, or its trailers, may take: as much as httpcore allows."""
 
 MAX_UNREAD_BYTES: Final = 256 * 1024
 """With more than this unread, the server has to wait."""
+
+EMPTY_LINE: Final = b"\r\n\r\n"
+"""With the end of the line before it."""
 
 # What RFC 9110 allows; a line break in a header of the user's would begin another one.
 _HEADER_NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
@@ -177,7 +180,7 @@ class _Wire(asyncio.Protocol):
         self._is_busy = self._is_broken = False
         self._is_chunked = self._needs_end = False
         self._tail = b""
-        self._fed_body = 0
+        self._fed_body = self._fed_heads = 0
         self._error: Exception | None = None
         self._read_s: float | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -229,7 +232,8 @@ class _Wire(asyncio.Protocol):
         """Be idle, if the answer came to its end and the connection outlives it."""
         self._is_busy = False
         self._parts = []
-        return self._is_complete and not (self._is_broken or self._is_full)
+        self._unread = 0
+        return self._is_complete and not (self._is_broken or self._is_full or self._is_paused)
 
     def is_readable(self) -> bool:
         """Whether the system has something for us that the loop did not come to yet."""
@@ -321,15 +325,15 @@ class _Wire(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         had_head = self._has_head
-        self._fed_body = 0
+        self._fed_body = self._fed_heads = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpcore.RemoteProtocolError(f"no HTTP: {error}"))
-        if not self._has_head:
-            self._head_bytes += len(data)
+        if not self._is_complete:
+            self._head_bytes = 0 if self._fed_body else self._head_bytes + len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(httpcore.RemoteProtocolError(f"the head is larger than {MAX_HEAD_BYTES} bytes"))
+                self._fail(httpcore.RemoteProtocolError(f"headers are larger than {MAX_HEAD_BYTES} bytes"))
         if self._is_complete and not self._ends_with(data, had_head=had_head):
             self._is_broken = True
         self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
@@ -345,12 +349,17 @@ class _Wire(asyncio.Protocol):
         """
         seen = self._tail + data
         if self._is_chunked:
-            return seen.endswith(b"\r\n\r\n") and not seen.endswith(b"\n\r\n\r\n")
-        begins = 0
+            return seen.endswith(EMPTY_LINE) and not seen.endswith(b"\n\r\n\r\n")
+        begins = len(self._tail)
         if not had_head:
-            ends = seen.find(b"\r\n\r\n")
-            begins = len(data) if ends < 0 else ends + 4 - len(self._tail)
-        return len(data) - begins == self._fed_body
+            # Heads that only announced the answer end with an empty line, too, perhaps in the tail.
+            begins = self._tail.find(EMPTY_LINE) + len(EMPTY_LINE) if EMPTY_LINE in self._tail else 0
+            for _ in range(self._fed_heads):
+                ends = seen.find(EMPTY_LINE, begins)
+                if ends < 0:
+                    return False
+                begins = ends + len(EMPTY_LINE)
+        return len(seen) - begins == self._fed_body
 
     def eof_received(self) -> None:
         self._end(None)
@@ -388,12 +397,13 @@ class _Wire(asyncio.Protocol):
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_complete:
+        if not self._has_head:  # what follows a chunked body is no header
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._is_complete:
             return
+        self._fed_heads += 1
         self.status = self._parser.get_status_code()
         if self.status < 200:
             return  # the answer itself is still to come

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeAlias
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import httpcore
 
@@ -27,11 +28,14 @@ from orchestrator.client.sockets import TidyBackend
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
     from httpcore import AsyncConnectionInterface
 
 __all__ = ["BlockingLanePool", "LanePool", "lanes"]
+
+LOOK_S: Final = 1.0
+"""How often idle connections are looked at, in seconds, while there are any."""
 
 
 def lanes(max_connections: int) -> dict[str, int]:
@@ -55,8 +59,8 @@ class LanePool(httpcore.AsyncConnectionPool):
 
     A request waits for a permit of its lane (extension `"lane"`; `"control"` without one), takes the
     connection of its origin that was used last or opens one, and holds both until its answer is closed.
-    Idle connections leave the stack when their time is over or their peer hung up: the newest is looked at
-    when it is taken, the oldest whenever another comes back, so that none is forgotten.
+    Idle connections leave the stack when their time is over or their peer hung up: each is looked at when it
+    is taken, and one timer looks at all of them, so that none is forgotten when no request follows.
 
     Args:
         stock: The pool that knows how to connect, through a proxy if need be.
@@ -69,9 +73,13 @@ class LanePool(httpcore.AsyncConnectionPool):
         stock._network_backend = TidyBackend(stock._network_backend, self._places)  # noqa: SLF001 - the seam, again
         self._stock = stock
         self._permits = permits
-        self._idle: defaultdict[_Origin, deque[AsyncConnectionInterface]] = defaultdict(deque)
-        self._ages: OrderedDict[AsyncConnectionInterface, _Origin] = OrderedDict()
+        expiry = stock._keepalive_expiry  # noqa: SLF001 - the same
+        self._keepalive_s = math.inf if expiry is None else expiry
+        # Stacks that lose one from their middle as cheaply as from their end; the oldest comes first.
+        self._idle: defaultdict[_Origin, dict[AsyncConnectionInterface, None]] = defaultdict(dict)
         self._active: set[AsyncConnectionInterface] = set()
+        self._look: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._shut = False
 
     def create_connection(self, origin: httpcore.Origin) -> AsyncConnectionInterface:
@@ -82,14 +90,14 @@ class LanePool(httpcore.AsyncConnectionPool):
         return DirectConnection(
             origin,
             tls=stock._ssl_context,  # noqa: SLF001 - the seam, again
-            keepalive_s=stock._keepalive_expiry or math.inf,  # noqa: SLF001 - the same
+            keepalive_s=self._keepalive_s,
             places=self._places,
         )
 
     @property
     def connections(self) -> list[AsyncConnectionInterface]:
         """The connections that are open, idle ones first."""
-        return [*self._ages, *self._active]
+        return [*(connection for stack in self._idle.values() for connection in stack), *self._active]
 
     async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
         """Send a request; the answer's stream must be closed, as httpx does.
@@ -128,8 +136,7 @@ class LanePool(httpcore.AsyncConnectionPool):
         if self._shut:
             raise httpcore.ConnectError("the pool is closed")
         while stack := self._idle.get(_key(origin)):
-            connection = stack.pop()
-            del self._ages[connection]
+            connection, _ = stack.popitem()
             if not connection.has_expired():
                 break
             await connection.aclose()
@@ -145,24 +152,36 @@ class LanePool(httpcore.AsyncConnectionPool):
         try:
             if connection.is_idle() and not self._shut:
                 self._active.discard(connection)
-                self._idle[origin].append(connection)
-                self._ages[connection] = origin
+                self._idle[origin][connection] = None
+                if self._look is None:
+                    self._look_later()
             else:
                 await self._discard(connection)
         finally:
             permit.release()
-        await self._close_oldest()
 
-    async def _close_oldest(self) -> None:
-        oldest = next(iter(self._ages), None)
-        if oldest is None or not _is_over(oldest):
-            return
-        # The oldest of all is the oldest of its origin: stacks grow in the order of their ages.
-        origin = self._ages.pop(oldest)
-        self._idle[origin].popleft()
-        if not self._idle[origin]:
-            del self._idle[origin]
-        await oldest.aclose()
+    def _look_later(self) -> None:
+        delay_s = min(self._keepalive_s, LOOK_S)
+        # In a context of its own: it outlives the request that begins it.
+        self._look = asyncio.get_running_loop().call_later(delay_s, self._close_those_over, context=Context())
+
+    def _close_those_over(self) -> None:
+        """Close the idle connections that are over, and look again later if others are left."""
+        self._look = None
+        over: list[AsyncConnectionInterface] = []
+        for origin, stack in list(self._idle.items()):
+            gone = [connection for connection in stack if _is_over(connection)]
+            for connection in gone:
+                del stack[connection]
+            if not stack:
+                del self._idle[origin]
+            over += gone
+        if over:
+            task = asyncio.get_running_loop().create_task(_close_each(over))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        if self._idle:
+            self._look_later()
 
     async def _discard(self, connection: AsyncConnectionInterface) -> None:
         self._active.discard(connection)
@@ -173,12 +192,13 @@ class LanePool(httpcore.AsyncConnectionPool):
         self._shut = True
         connections = self.connections
         self._idle.clear()
-        self._ages.clear()
         self._active.clear()
-        # The stack closes each of them, also when the one who closes is cancelled on the way.
-        async with AsyncExitStack() as stack:
-            for connection in connections:
-                stack.push_async_callback(connection.aclose)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        await _close_each(connections)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 class _LentStream:
@@ -206,6 +226,9 @@ class _LentStream:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._returned:
+            # Whatever comes on that connection now belongs to somebody else.
+            raise httpcore.ReadError("the answer was closed before it was read")
         try:
             return await self._parts.__anext__()
         except StopAsyncIteration:
@@ -295,6 +318,13 @@ class _PermittedStream:
             self._body.close()
         finally:
             self._permit.release()
+
+
+async def _close_each(connections: Iterable[AsyncConnectionInterface]) -> None:
+    # The stack closes each of them, also when the one who closes is cancelled on the way.
+    async with AsyncExitStack() as stack:
+        for connection in connections:
+            stack.push_async_callback(connection.aclose)
 
 
 def _is_over(connection: AsyncConnectionInterface) -> bool:

@@ -189,6 +189,7 @@ def async_client(
     transport: httpx.AsyncBaseTransport | None = None,
     verify: ssl.SSLContext | None = None,
     proxy: httpx.Proxy | str | None = None,
+    keepalive_s: float = KEEPALIVE_S,
 ) -> httpx.AsyncClient:
     """Return an httpx client on constant-time pools, with the proxies that the environment names.
 
@@ -199,13 +200,14 @@ def async_client(
         transport: Used instead of all that, as it is.
         verify: Whom to trust; else the certificates that come with httpx, or those `SSL_CERT_FILE` names.
         proxy: Takes every request, instead of what the environment names.
+        keepalive_s: How long an idle connection is kept.
     """
     with _NO_FORK:
         context = verify or httpx.create_ssl_context()
         client = httpx.AsyncClient(
             verify=context,
             proxy=proxy,
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+            limits=httpx.Limits(keepalive_expiry=keepalive_s),
             cookies=_no_cookies(),
             transport=transport,
         )

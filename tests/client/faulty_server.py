@@ -227,9 +227,10 @@ class FaultyServer:
     Args:
         *script: What the requests meet, in the order in which they begin to arrive.
         default: What every further one meets.
+        host: The address of loopback.
     """
 
-    def __init__(self, *script: Step, default: Step = SCRIPT_IS_OVER) -> None:
+    def __init__(self, *script: Step, default: Step = SCRIPT_IS_OVER, host: str = "127.0.0.1") -> None:
         self.received: list[Received] = []
         self.unread = 0
         self.accepted = 0
@@ -240,11 +241,13 @@ class FaultyServer:
         self._threads: list[threading.Thread] = []
         self._errors: list[Exception] = []
         self.closing = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._host = f"[{host}]" if ":" in host else host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=1024)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        return f"http://{self._host}:{self._listener.getsockname()[1]}/v1"
 
     @property
     def seen(self) -> list[str]:

@@ -8,8 +8,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import httpcore
 import httpx
 import pytest
+from calls import wait_until
 from drivers import both, driven
 from faulty_server import (
     PATIENCE_S,
@@ -25,7 +27,7 @@ from faulty_server import (
 )
 
 from orchestrator.client.pool import LanePool, lanes
-from orchestrator.client.transport import async_client, was_sent
+from orchestrator.client.transport import KEEPALIVE_S, async_client, was_sent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,11 +53,16 @@ async def get(client: httpx.AsyncClient, url: str, **extensions: Any) -> httpx.R
     return await client.send(httpx.Request("GET", f"{url}/x", extensions=extensions))
 
 
-def on_pool(main: Callable[[httpx.AsyncClient], Awaitable[None]], *, max_connections: int = 40) -> None:
+def on_pool(
+    main: Callable[[httpx.AsyncClient], Awaitable[None]],
+    *,
+    max_connections: int = 40,
+    keepalive_s: float = KEEPALIVE_S,
+) -> None:
     """Run something on a client, and see that it left no permit, connection or task behind."""
 
     async def run() -> None:
-        client = async_client(max_connections=max_connections)
+        client = async_client(max_connections=max_connections, keepalive_s=keepalive_s)
         async with client:
             await main(client)
             assert free_permits(client) == lanes(max_connections)
@@ -142,25 +149,101 @@ def test_a_connection_that_the_server_closed_while_it_was_idle_is_not_used_again
         assert server.accepted == 2
 
 
-def test_idle_connections_past_their_time_are_closed_by_the_traffic_of_others() -> None:
+def held_together(gate: threading.Event, count: int) -> FaultyServer:
+    return FaultyServer(*[held(gate, OK)] * count, default=OK)
+
+
+async def wave(client: httpx.AsyncClient, server: FaultyServer, gate: threading.Event, count: int) -> None:
+    """Leave so many connections idle."""
+    requests = [asyncio.create_task(get(client, server.url, **in_lane("stream"))) for _ in range(count)]
+    await asyncio.to_thread(server.wait_until, lambda server: server.accepted == count)
+    gate.set()
+    await asyncio.gather(*requests)
+
+
+def test_idle_connections_past_their_time_are_closed_though_no_request_follows() -> None:
     gate = threading.Event()
 
     async def main(client: httpx.AsyncClient) -> None:
-        requests = [asyncio.create_task(get(client, server.url)) for _ in range(4)]
-        await asyncio.to_thread(server.wait_until, lambda server: server.accepted == 4)
-        gate.set()
-        await asyncio.gather(*requests)
+        await wave(client, server, gate, 20)
+        await asyncio.to_thread(server.wait_until, lambda server: server.open_connections == 0)
         pool = pool_of(client)
-        oldest = pool.connections[:3]
-        for connection in oldest:
-            connection._idle_until = 0.0  # type: ignore[attr-defined]  # time passes
-        for left in (3, 2, 1):
-            await get(client, server.url)
-            assert len(pool.connections) == left
+        assert pool.connections == []
+        assert pool._look is None
+        await get(client, server.url)
+        assert pool._look is not None
 
-    with FaultyServer(*[held(gate, OK)] * 4, default=OK) as server:
+    with held_together(gate, 20) as server:
+        on_pool(main, keepalive_s=0.1)
+        assert server.accepted == 21
+
+
+def test_only_those_past_their_time_are_closed_wherever_they_stand() -> None:
+    gate = threading.Event()
+
+    async def main(client: httpx.AsyncClient) -> None:
+        await wave(client, server, gate, 5)
+        pool = pool_of(client)
+        connections = pool.connections
+        for index in (1, 3):
+            connections[index]._idle_until = 0.0  # type: ignore[attr-defined]  # time passes
+        await asyncio.to_thread(server.wait_until, lambda server: server.open_connections == 3)
+        assert pool.connections == [connections[index] for index in (0, 2, 4)]
+        assert pool._look is not None
+
+    with held_together(gate, 5) as server:
         on_pool(main)
-        assert server.accepted == 4
+
+
+def test_connections_that_their_server_closed_do_not_wait_for_their_time() -> None:
+    gate = threading.Event()
+
+    def once(peer: Peer) -> bool:
+        peer.read()
+        gate.wait(PATIENCE_S)
+        peer.send(head(200, content_length="2") + b"{}")
+        return False
+
+    async def main(client: httpx.AsyncClient) -> None:
+        await wave(client, server, gate, 5)
+        await asyncio.to_thread(wait_until, lambda: not pool_of(client).connections)
+
+    with FaultyServer(*[once] * 5) as server:
+        on_pool(main)
+
+
+def test_a_request_leaves_the_timer_for_idle_connections_alone() -> None:
+    async def main(client: httpx.AsyncClient) -> None:
+        await get(client, server.url)
+        timer = pool_of(client)._look
+        assert timer is not None
+        for _ in range(3):
+            await get(client, server.url)
+            assert pool_of(client)._look is timer
+        await client.aclose()
+        assert timer.cancelled()
+        assert pool_of(client)._look is None
+
+    with FaultyServer(default=OK) as server:
+        on_pool(main)
+
+
+def test_closing_the_client_waits_for_idle_connections_that_are_being_closed() -> None:
+    gate = threading.Event()
+
+    async def main(client: httpx.AsyncClient) -> None:
+        await wave(client, server, gate, 5)
+        pool = pool_of(client)
+        for connection in pool.connections:
+            connection._idle_until = 0.0  # type: ignore[attr-defined]  # time passes
+        pool._close_those_over()
+        assert pool._closing
+        await client.aclose()
+        assert not pool._closing
+
+    with held_together(gate, 5) as server:
+        on_pool(main)
+        server.wait_until(lambda server: server.open_connections == 0)
 
 
 def test_two_servers_do_not_share_connections() -> None:
@@ -294,6 +377,27 @@ def test_an_answer_closed_twice_gives_its_connection_back_once() -> None:
 
     with FaultyServer(default=OK) as server:
         on_pool(main)
+
+
+def test_an_answer_that_was_closed_gives_nothing_of_the_next_one() -> None:
+    async def ask(pool: LanePool) -> httpcore.Response:
+        return await pool.handle_async_request(
+            httpcore.Request("GET", f"{server.url}/x", headers=[("h", "x")])
+        )
+
+    async def main(client: httpx.AsyncClient) -> None:
+        pool = pool_of(client)
+        closed = await ask(pool)
+        await closed.aclose()
+        response = await ask(pool)
+        with pytest.raises(httpcore.ReadError, match="closed"):
+            await anext(aiter(closed.stream))  # type: ignore[arg-type]  # an async pool's streams are
+        assert await response.aread() == b'{"ok": true}'
+        await response.aclose()
+
+    with FaultyServer(default=OK) as server:
+        on_pool(main)
+        assert server.accepted == 1
 
 
 def test_closing_the_client_ends_open_streams_and_what_waits_behind_them() -> None:
