@@ -10,12 +10,13 @@ Imported on first use, because it imports httpx.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httpcore
 import httpx
 
-from orchestrator.client.pool import LanePool
+from orchestrator.client.pool import LanePool, hand_over
 from orchestrator.client.transport import async_client, prepared, unsendable
 
 if TYPE_CHECKING:
@@ -34,12 +35,15 @@ class AsyncAnswer(NamedTuple):
         status: The HTTP status.
         headers: By lower-case name; those that came several times are joined by commas.
         parts: The body, decompressed, to be read once.
+        deliver: Hands the parts over instead, each as it comes and before anybody is woken, until the body
+            ends or what is called wants no more; what that raises ends it, too.
         aclose: Lets go of it; the connection is used again if the body was read to its end.
     """
 
     status: int
     headers: Mapping[str, str]
     parts: AsyncIterator[bytes]
+    deliver: Callable[[Callable[[bytes], bool]], Awaitable[None]]
     aclose: Callable[[], Awaitable[None]]
 
 
@@ -86,9 +90,7 @@ class AsyncCarrier:
         """
         if self._transport is not None:
             response = await self._transport.handle_async_request(prepared(request))
-            return AsyncAnswer(
-                response.status_code, dict(response.headers), response.aiter_bytes(), response.aclose
-            )
+            return _decoding(response, dict(response.headers))
         way, message = self._message(request)
         return _answer(await way.pool.handle_async_request(message))
 
@@ -136,8 +138,13 @@ def _answer(response: httpcore.Response) -> AsyncAnswer:
     stream: Any = response.stream
     if "content-encoding" in headers:
         decoding = httpx.Response(response.status, headers=response.headers, stream=_Stream(response))
-        return AsyncAnswer(response.status, headers, decoding.aiter_bytes(), decoding.aclose)
-    return AsyncAnswer(response.status, headers, aiter(stream), stream.aclose)
+        return _decoding(decoding, headers)
+    return AsyncAnswer(response.status, headers, stream, stream.deliver, stream.aclose)
+
+
+def _decoding(response: httpx.Response, headers: Mapping[str, str]) -> AsyncAnswer:
+    parts = response.aiter_bytes()
+    return AsyncAnswer(response.status_code, headers, parts, partial(hand_over, parts), response.aclose)
 
 
 class _Stream(httpx.AsyncByteStream):

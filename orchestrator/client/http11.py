@@ -25,9 +25,9 @@ from orchestrator.client.dialing import Places, acquire, dial
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-__all__ = ["DirectConnection"]
+__all__ = ["DirectBody", "DirectConnection"]
 
 MAX_HEAD_BYTES: Final = 100 * 1024
 """The most that an answer's head, or its trailers, may take: as much as httpcore allows."""
@@ -87,7 +87,7 @@ class DirectConnection(AsyncConnectionInterface):
         if self._wire is None:
             self._wire = await self._opened(timeouts.get("connect"))
         answer = await self._wire.exchange(message, timeouts.get("write"), timeouts.get("read"))
-        body = _Body(self._wire, self)
+        body = DirectBody(self._wire, self)
         return httpcore.Response(answer.status, headers=answer.headers, content=body)
 
     async def _opened(self, timeout_s: float | None) -> _Wire:
@@ -145,7 +145,7 @@ class DirectConnection(AsyncConnectionInterface):
         return f"{self._origin}, {'closed' if self._closed else 'idle' if self.is_idle() else 'active'}"
 
 
-class _Body:
+class DirectBody:
     """An answer's body, to be read once, to its end or not."""
 
     __slots__ = ("_connection", "_wire")
@@ -156,6 +156,13 @@ class _Body:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._wire
+
+    async def deliver(self, take: Callable[[bytes], bool]) -> None:
+        """Hand every part over as it comes, on the spot, until the body ends or `take` wants no more.
+
+        Nobody is woken for a part: for a stream of small events that would cost more than the events.
+        """
+        await self._wire.deliver(take)
 
     async def aclose(self) -> None:
         """Let go of the answer; only a connection whose answer came to its end can be used again."""
@@ -183,6 +190,7 @@ class _Wire(asyncio.Protocol):
         self._fed_body = self._fed_heads = 0
         self._error: Exception | None = None
         self._read_s: float | None = None
+        self._take: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._is_full = self._is_paused = False
@@ -219,6 +227,22 @@ class _Wire(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait()
+        return self._taken()
+
+    async def deliver(self, take: Callable[[bytes], bool]) -> None:
+        """Hand over every part of the body as it comes; what `take` raises is raised here."""
+        self._take = take
+        try:
+            if self._parts and not take(self._taken()):
+                return
+            while self._take is not None and self._is_busy and not self._is_complete:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+        finally:
+            self._take = None
+
+    def _taken(self) -> bytes:
         parts = self._parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         self._parts = []
@@ -337,10 +361,28 @@ class _Wire(asyncio.Protocol):
         if self._is_complete and not self._ends_with(data, had_head=had_head):
             self._is_broken = True
         self._tail = data[-5:] if len(data) > 4 else (self._tail + data)[-5:]
+        if self._take is not None:
+            self._hand_over(self._take)
+            return
         if self._unread > MAX_UNREAD_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
         self._wake()
+
+    def _hand_over(self, take: Callable[[bytes], bool]) -> None:
+        """Hand over what has come, and wake whoever waits if that was all."""
+        if self._parts:
+            try:
+                if not take(self._taken()):
+                    self._take = None
+            except Exception as error:  # noqa: BLE001 - it goes to whoever waits
+                self._take = None
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_exception(error)
+        if self._take is None or self._is_complete or self._error is not None:
+            self._wake()
+        elif self._read_s is not None:
+            self._reads_by = self._loop.time() + self._read_s
 
     def _ends_with(self, data: bytes, *, had_head: bool) -> bool:
         """Whether the answer that is complete now ends where these bytes end.

@@ -23,16 +23,16 @@ import httpcore
 
 from orchestrator.client.deadline import PunctualBackend
 from orchestrator.client.dialing import Places, acquire, patience_until
-from orchestrator.client.http11 import DirectConnection
+from orchestrator.client.http11 import DirectBody, DirectConnection
 from orchestrator.client.sockets import TidyBackend
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from httpcore import AsyncConnectionInterface
 
-__all__ = ["BlockingLanePool", "LanePool", "lanes"]
+__all__ = ["BlockingLanePool", "LanePool", "hand_over", "lanes"]
 
 LOOK_S: Final = 1.0
 """How often idle connections are looked at, in seconds, while there are any."""
@@ -201,6 +201,13 @@ class LanePool(httpcore.AsyncConnectionPool):
             await asyncio.wait(self._closing)
 
 
+async def hand_over(parts: AsyncIterator[bytes], take: Callable[[bytes], bool]) -> None:
+    """Hand the parts of a body over one by one, until it ends or `take` wants no more."""
+    async for part in parts:
+        if not take(part):
+            return
+
+
 class _LentStream:
     """An answer's body, and with it the connection: whichever way it ends, both go back exactly once."""
 
@@ -233,6 +240,17 @@ class _LentStream:
             return await self._parts.__anext__()
         except StopAsyncIteration:
             raise
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def deliver(self, take: Callable[[bytes], bool]) -> None:
+        """Hand every part over as it comes, until the body ends or `take` wants no more."""
+        if self._returned or not isinstance(self._body, DirectBody):
+            await hand_over(self, take)
+            return
+        try:
+            await self._body.deliver(take)
         except BaseException:
             await self.aclose()
             raise

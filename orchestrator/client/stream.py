@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -21,7 +22,7 @@ from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent, Stream
 from orchestrator.protocol.sse import EventTooLarge, SSEDecoder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 
     import httpx
 
@@ -82,18 +83,15 @@ class _Events:
         self.is_done = isinstance(event, DoneEvent)
         return event
 
-    def take(self) -> list[StreamEvent]:
-        """Take what is ready out, at most `MOST_AT_ONCE`, and hand it out."""
-        ready = self.ready
-        taken: list[StreamEvent] = []
-        while ready and not self.is_done and len(taken) < MOST_AT_ONCE:
-            event = ready.popleft()
-            self.is_done = isinstance(event, DoneEvent)
-            taken.append(event)
-        if self.consumer is not None:
-            for event in taken:
-                self.consumer.tell(event)
-        return taken
+    def hand_over(self, hear: Callable[[list[StreamEvent]], bool]) -> bool:
+        """Hand over what is ready, up to `done`; say whether more is wanted."""
+        wants_more = True
+        while wants_more and self.ready and not self.is_done:
+            taken: list[StreamEvent] = []
+            while (event := self.pop()) is not None and len(taken) < MOST_AT_ONCE:
+                taken.append(self.hand_out(event))
+            wants_more = hear(taken)
+        return wants_more and not self.is_done
 
     def hand_out(self, event: StreamEvent) -> StreamEvent:
         """Return an event that leaves the stream for good, once it was told."""
@@ -187,6 +185,7 @@ class AsyncEventStream(_Stream):
     def __init__(self, call: Call[Run], answer: AsyncAnswer) -> None:
         super().__init__(call, answer.status, answer.headers)
         self._parts = answer.parts
+        self._deliver = answer.deliver
         self._close = answer.aclose
 
     @classmethod
@@ -196,12 +195,13 @@ class AsyncEventStream(_Stream):
         For a request whose stream was lost, when a look has shown what became of it.
         """
         from orchestrator.client.exchange import AsyncAnswer
+        from orchestrator.client.pool import hand_over
 
         async def whole() -> AsyncGenerator[bytes, None]:
             yield msgspec.json.encode(run)
 
         parts = whole()
-        return cls(call, AsyncAnswer(200, _JSON, parts, parts.aclose))
+        return cls(call, AsyncAnswer(200, _JSON, parts, partial(hand_over, parts), parts.aclose))
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         """Return itself: an answer cannot be read twice."""
@@ -214,14 +214,31 @@ class AsyncEventStream(_Stream):
             raise StopAsyncIteration
         return self._events.hand_out(event)
 
-    async def arrived(self) -> list[StreamEvent]:
-        """Wait for the next events and return what has come, up to `done`; nothing once the stream is over.
+    async def forward(self, hear: Callable[[list[StreamEvent]], bool]) -> None:
+        """Hand over all events as they arrive, in place of iterating: many streams cost much less this way.
 
-        At most 64 at a time: a server that sends thousands must not keep a reader from everything else.
+        Args:
+            hear: Called on this loop with what has come, at most 64 events at a time, before anybody else is
+                woken; says whether it wants more. What it raises is raised here.
         """
-        while self._is_waiting:
-            await self._read()
-        return self._events.take()
+        if not self._events.hand_over(hear) or not self._is_waiting:
+            return
+        is_wanted = True
+
+        def take(part: bytes) -> bool:
+            nonlocal is_wanted
+            self._events.feed(part)
+            is_wanted = self._events.hand_over(hear)
+            return is_wanted
+
+        self._ended = True  # unless it goes on: what broke cannot be read on
+        with self._translated:
+            await self._deliver(take)
+        if is_wanted:
+            self._events.end()
+            self._events.hand_over(hear)
+        else:
+            self._ended = False
 
     async def until_done(self) -> None:
         """Read what is left of the stream, for the sake of `stream_to`."""

@@ -178,13 +178,15 @@ class ThreadsBackend:
             self._hear(stream)
             ending: APIError | None = None
             seen = _Seen(number, stream, self._lean)
+
+            def hear(events: list[StreamEvent]) -> bool:
+                inputs = seen.inputs(events)
+                if inputs:
+                    report(*inputs)
+                return not seen.is_over
+
             try:
-                while not seen.is_over:
-                    inputs = seen.inputs(await stream.arrived())
-                    if inputs:
-                        report(*inputs)
-                    # Lest they are kept while the next ones are waited for.
-                    del inputs
+                await stream.forward(hear)
             except APIError as error:
                 ending = error
         report(StreamEnded(number=number, error=ending))
@@ -242,10 +244,9 @@ class _Seen:
         self.is_over = False
 
     def inputs(self, events: list[StreamEvent]) -> list[Input]:
-        """What was seen with these events; without any, the stream is over."""
+        """What was seen with these events."""
         inputs: list[Input] = []
         others: list[StreamEvent] = []
-        self.is_over = not events
         for event in events:
             if isinstance(event, RunEvent):
                 self._add(others, inputs)
