@@ -186,6 +186,7 @@ class AsyncEventStream(_Stream):
         super().__init__(call, answer.status, answer.headers)
         self._parts = answer.parts
         self._deliver = answer.deliver
+        self._hear: Callable[[list[StreamEvent]], bool] | None = None
         self._close = answer.aclose
 
     @classmethod
@@ -221,24 +222,21 @@ class AsyncEventStream(_Stream):
             hear: Called on this loop with what has come, at most 64 events at a time, before anybody else is
                 woken; says whether it wants more. What it raises is raised here.
         """
+        self._hear = hear
         if not self._events.hand_over(hear) or not self._is_waiting:
             return
-        is_wanted = True
-
-        def take(part: bytes) -> bool:
-            nonlocal is_wanted
-            self._events.feed(part)
-            is_wanted = self._events.hand_over(hear)
-            return is_wanted
-
         self._ended = True  # unless it goes on: what broke cannot be read on
         with self._translated:
-            await self._deliver(take)
-        if is_wanted:
+            await self._deliver(self._forward_part)
+        if self._ended:
             self._events.end()
             self._events.hand_over(hear)
-        else:
-            self._ended = False
+
+    def _forward_part(self, part: bytes) -> bool:
+        self._events.feed(part)
+        assert self._hear is not None
+        self._ended = self._events.hand_over(self._hear)
+        return self._ended
 
     async def until_done(self) -> None:
         """Read what is left of the stream, for the sake of `stream_to`."""

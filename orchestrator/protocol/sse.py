@@ -8,6 +8,7 @@ ignored, because this protocol cannot reopen a stream.
 from __future__ import annotations
 
 import re
+from sys import intern
 from typing import Final
 
 import msgspec
@@ -19,6 +20,11 @@ _BOM: Final = b"\xef\xbb\xbf"
 # How nearly all servers write nearly all events; what is written otherwise is read line by line.
 _PLAIN: Final = re.compile(rb"event: ([^\n]*)\ndata: ([^\n]*)\n\n")
 _PLAIN_BYTES: Final = len(b"event: \ndata: \n\n")
+
+
+def _name(value: bytes) -> str:
+    # Events are kept, and have the same few names.
+    return intern(value.decode("utf-8", "replace"))
 
 
 class EventTooLarge(ValueError):
@@ -72,7 +78,7 @@ class SSEDecoder:
         if len(chunk) <= self._max and self._may_be_plain(chunk):
             plain = _PLAIN.findall(chunk)
             if sum([len(name) + len(data) for name, data in plain]) + _PLAIN_BYTES * len(plain) == len(chunk):
-                return [ServerSentEvent(name.decode("utf-8", "replace"), data) for name, data in plain]
+                return [ServerSentEvent(_name(name), data) for name, data in plain]
         events = [event for line in self._complete_lines(chunk) if (event := self._take(line)) is not None]
         if self._size + self._line_bytes > self._max:
             raise self._too_large()
@@ -120,7 +126,7 @@ class SSEDecoder:
             if self._size > self._max:
                 raise self._too_large()
         elif field == b"event":
-            self._event = value.decode("utf-8", "replace")
+            self._event = _name(value)
         return None
 
     def _dispatch(self) -> ServerSentEvent | None:

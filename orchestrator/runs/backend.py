@@ -13,13 +13,12 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, assert_never
 
-from msgspec.structs import replace
-
 from orchestrator.client import endpoints
 from orchestrator.client.pages import Listed, Pager
 from orchestrator.client.retry import NONCE_KEY
 from orchestrator.errors import APIError, APIStatusError
 from orchestrator.protocol.events import DoneEvent, ErrorEvent, RunEvent
+from orchestrator.protocol.lean import Lean
 from orchestrator.runs.effects import (
     CancelRun,
     CreateRun,
@@ -54,8 +53,6 @@ __all__ = ["Backend", "Heard", "Report", "ThreadsBackend"]
 
 T = TypeVar("T")
 L = TypeVar("L", bound=Listed)
-
-_REPEATED = ("instructions", "tools", "metadata", "truncation_strategy", "tool_choice", "response_format")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +100,7 @@ class ThreadsBackend:
     def __init__(self, client: AsyncThreadsClient, *, heard: Callable[[Heard], object]) -> None:
         self._client = client
         self._heard = heard
-        self._last: Run | None = None
+        self._lean = Lean()
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
         """Make one attempt; see `Backend.perform`."""
@@ -163,7 +160,7 @@ class ThreadsBackend:
 
     async def _run(self, effect: RequestEffect, call: Call[Run], report: Report) -> None:
         answer = await self._attempt(call)
-        run = self._lean(answer.value)
+        run = self._lean.whole(answer.value)
         report(
             RunObserved(
                 number=effect.number,
@@ -177,31 +174,12 @@ class ThreadsBackend:
         async with self._client.attempt_stream(call) as stream:
             self._hear(stream)
             ending: APIError | None = None
-            seen = _Seen(number, stream, self._lean)
-
-            def hear(events: list[StreamEvent]) -> bool:
-                inputs = seen.inputs(events)
-                if inputs:
-                    report(*inputs)
-                return not seen.is_over
-
+            seen = _Seen(number, stream, self._lean, report)
             try:
-                await stream.forward(hear)
+                await stream.forward(seen.hear)
             except APIError as error:
                 ending = error
         report(StreamEnded(number=number, error=ending))
-
-    def _lean(self, run: Run) -> Run:
-        """The same run, holding what the last look at it holds already instead of a copy.
-
-        Every event of a run repeats kilobytes of definitions, and a run's events are kept.
-        """
-        last, self._last = self._last, run
-        if last is not None:
-            held = {name: getattr(last, name) for name in _REPEATED}
-            same = {name: value for name, value in held.items() if value == getattr(run, name)}
-            self._last = replace(run, **same)
-        return self._last
 
     async def _messages(self, effect: FetchTranscript) -> tuple[Message, ...]:
         return await self._all(
@@ -222,58 +200,59 @@ class ThreadsBackend:
 
 
 class _Seen:
-    """What a stream shows, as inputs: each run by itself, what comes between two of them together.
+    """Reports what a stream shows: each run by itself, what comes between two of them together.
 
     Args:
         number: The request that opened the stream.
         stream: The stream.
-        lean: Makes the same run of a run, without what is held already.
-
-    Attributes:
-        is_over: Nothing more is to be read.
+        lean: Makes the same of what was seen, without what is held already.
+        report: Told the inputs.
     """
 
-    __slots__ = ("_clock", "_lean", "_number", "_poll_after_s", "_run_id", "is_over")
+    __slots__ = ("_clock", "_lean", "_number", "_poll_after_s", "_report", "_run_id")
 
-    def __init__(self, number: int, stream: AsyncEventStream, lean: Callable[[Run], Run]) -> None:
+    def __init__(self, number: int, stream: AsyncEventStream, lean: Lean, report: Report) -> None:
         self._number = number
         self._poll_after_s = stream.poll_after_s
         self._clock = _ServerClock(stream.headers)
         self._lean = lean
+        self._report = report
         self._run_id: str | None = None
-        self.is_over = False
 
-    def inputs(self, events: list[StreamEvent]) -> list[Input]:
-        """What was seen with these events."""
+    def hear(self, events: list[StreamEvent]) -> bool:
+        """Report these events; say whether more is to be read."""
         inputs: list[Input] = []
         others: list[StreamEvent] = []
+        is_over = False
         for event in events:
             if isinstance(event, RunEvent):
                 self._add(others, inputs)
                 others = []
                 inputs.append(self._observed(event))
             elif isinstance(event, DoneEvent):
-                self.is_over = True
+                is_over = True
             else:
                 self._run_id = self._run_id or event.run_id
-                others.append(event if event.run_id else replace(event, run_id=self._run_id))
-                self.is_over = isinstance(event, ErrorEvent)
-            if self.is_over:
+                others.append(self._lean.event(event, self._run_id))
+                is_over = isinstance(event, ErrorEvent)
+            if is_over:
                 break
         self._add(others, inputs)
-        return inputs
+        if inputs:
+            self._report(*inputs)
+        return not is_over
 
     def _add(self, others: list[StreamEvent], inputs: list[Input]) -> None:
         if others:
             inputs.append(EventsObserved(number=self._number, events=tuple(others)))
 
     def _observed(self, event: RunEvent) -> RunObserved:
-        run = self._lean(event.data)
-        self._run_id = self._run_id or event.run_id
+        run = self._lean.whole(event.data)
+        self._run_id = self._run_id or run.id
         return RunObserved(
             number=self._number,
             run=run,
-            event=RunEvent(event=event.event, data=run, run_id=event.run_id),
+            event=RunEvent(event=event.event, data=run, run_id=run.id),
             poll_after_s=self._poll_after_s,
             expires_in_s=self._clock.seconds_until(run.expires_at),
         )

@@ -1,7 +1,8 @@
 """What the lifecycle wants done: frozen orders, named in the imperative.
 
 A request effect is one attempt: whoever performs it reports exactly what came of it and tries nothing again.
-Effects are performed in the order they are returned in.
+Effects are performed in the order they are returned in. Those that can hold nothing of the user's, and so be
+part of no cycle, are not the garbage collector's (`gc=False`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 
-class CreateThread(msgspec.Struct, frozen=True, kw_only=True):
+class CreateThread(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Create an empty thread, marked with the nonce. Repeatable."""
 
     number: int
@@ -70,7 +71,7 @@ class CreateRun(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
 
 
-class RetrieveRun(msgspec.Struct, frozen=True, kw_only=True):
+class RetrieveRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Look at the run. Repeatable.
 
     Attributes:
@@ -83,14 +84,14 @@ class RetrieveRun(msgspec.Struct, frozen=True, kw_only=True):
     urgent: bool = False
 
 
-class ListRuns(msgspec.Struct, frozen=True, kw_only=True):
+class ListRuns(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """List the thread's runs, newest first. Repeatable."""
 
     number: int
     thread_id: str
 
 
-class FetchTranscript(msgspec.Struct, frozen=True, kw_only=True):
+class FetchTranscript(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Fetch the run's messages and steps. Repeatable."""
 
     number: int
@@ -98,7 +99,7 @@ class FetchTranscript(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
 
 
-class SubmitToolOutputs(msgspec.Struct, frozen=True, kw_only=True):
+class SubmitToolOutputs(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Submit a whole batch. Not repeatable: its outcome is looked up by retrieving the run."""
 
     number: int
@@ -108,7 +109,7 @@ class SubmitToolOutputs(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
 
 
-class CancelRun(msgspec.Struct, frozen=True, kw_only=True):
+class CancelRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Ask the server to cancel the run. Repeatable: a second cancel is refused or does nothing."""
 
     number: int
@@ -116,13 +117,13 @@ class CancelRun(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
 
 
-class CloseStream(msgspec.Struct, frozen=True, kw_only=True):
+class CloseStream(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Close the stream that a request opened; nothing more is told of it."""
 
     number: int
 
 
-class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Take a request back that has not left yet; it then fails as one that was never sent.
 
     Of one that has left, nothing changes.
@@ -131,7 +132,7 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
-class StartTools(msgspec.Struct, frozen=True, kw_only=True):
+class StartTools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Start these calls of one round, all at once.
 
     Attributes:
@@ -147,11 +148,11 @@ class StartTools(msgspec.Struct, frozen=True, kw_only=True):
     doubtful: frozenset[str] = frozenset()
 
 
-class StopTools(msgspec.Struct, frozen=True, kw_only=True):
+class StopTools(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stop every call that is under way; their outcomes no longer matter."""
 
 
-class SetTimer(msgspec.Struct, frozen=True, kw_only=True):
+class SetTimer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tell `TimerFired` after a while, in place of an earlier timer of the same name."""
 
     timer: Timer
@@ -159,7 +160,7 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True):
     delay_s: float
 
 
-class ClearTimer(msgspec.Struct, frozen=True, kw_only=True):
+class ClearTimer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Forget a timer."""
 
     timer: Timer

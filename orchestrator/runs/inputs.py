@@ -1,7 +1,8 @@
 """What the lifecycle is told: frozen facts, named in the past tense.
 
 Every answer carries the `number` of the request it answers, as the lifecycle issued it, so that the machine
-can tell a current observation from one that was overtaken. Building an input has no effects.
+can tell a current observation from one that was overtaken. Building an input has no effects. Those that can
+hold nothing of the user's, and so be part of no cycle, are not the garbage collector's (`gc=False`).
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class Timer(StrEnum):
     """A cancelled run has not reached its end."""
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True):
+class Started(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Admission was granted: the run may send its first request."""
 
 
-class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+class Resumed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A new incarnation of the run's actor took the record over.
 
     Attributes:
@@ -78,14 +79,14 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     unwanted: bool = False
 
 
-class ThreadCreated(msgspec.Struct, frozen=True, kw_only=True):
+class ThreadCreated(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The empty thread exists."""
 
     number: int
     thread: Thread
 
 
-class RunObserved(msgspec.Struct, frozen=True, kw_only=True):
+class RunObserved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A whole run object was seen, in an answer or in a stream.
 
     Attributes:
@@ -103,21 +104,21 @@ class RunObserved(msgspec.Struct, frozen=True, kw_only=True):
     expires_in_s: float | None = None
 
 
-class EventsObserved(msgspec.Struct, frozen=True, kw_only=True):
+class EventsObserved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Other events were seen in a stream, one after the other."""
 
     number: int
     events: tuple[StreamEvent, ...]
 
 
-class RunsListed(msgspec.Struct, frozen=True, kw_only=True):
+class RunsListed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The runs of the thread were listed, newest first."""
 
     number: int
     runs: tuple[Run, ...]
 
 
-class TranscriptFetched(msgspec.Struct, frozen=True, kw_only=True):
+class TranscriptFetched(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The messages and steps of the run were fetched, oldest first."""
 
     number: int
@@ -166,7 +167,7 @@ class ToolFinished(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float = 0.0
 
 
-class ToolNoticed(msgspec.Struct, frozen=True, kw_only=True):
+class ToolNoticed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A tool call has something to say before it is over.
 
     Attributes:
@@ -184,15 +185,15 @@ class ToolNoticed(msgspec.Struct, frozen=True, kw_only=True):
     fraction: float | None = None
 
 
-class CancelRequested(msgspec.Struct, frozen=True, kw_only=True):
+class CancelRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Somebody wants the run to end."""
 
 
-class DetachRequested(msgspec.Struct, frozen=True, kw_only=True):
+class DetachRequested(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Stop watching and leave the run to the server; its ids are reported."""
 
 
-class TimerFired(msgspec.Struct, frozen=True, kw_only=True):
+class TimerFired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A timer is due.
 
     Attributes:

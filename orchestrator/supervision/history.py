@@ -104,18 +104,18 @@ class History:
         self._recent: list[Entry] = []
         self._deltas = 0
         self._delta_bytes = 0
-        # Messages and steps, each as its last whole event has it, with the deltas since that were merged.
-        self._objects = Snapshots()
+        # Messages and steps, as what is past shows them and the deltas that were merged.
+        self._objects: Snapshots | None = None
 
     def add(self, event: StreamedEvent) -> None:
         """Add an event; where there are too many deltas now, merge the older half."""
         size = _size(event) if _is_passing(event) else 0
         self._recent.append(Entry(self.count, self.count, event, size))
         self.count += 1
-        if not size and isinstance(event, _WHOLE):
-            self._objects.add(event)
-            self._snapshots.pop(_key(event), None)
-        elif size:
+        if not size:
+            if self._snapshots and isinstance(event, _WHOLE):
+                self._snapshots.pop(_key(event), None)
+        else:
             self._deltas += 1
             self._delta_bytes += size
             if self._deltas > self._max_deltas or self._delta_bytes > self._max_delta_bytes:
@@ -133,16 +133,20 @@ class History:
     def _merge(self) -> None:
         end = self._end_of_older_half()
         older, self._recent = self._recent[:end], self._recent[end:]
+        objects = self._objects = self._objects or Snapshots()
         for is_delta, stretch in itertools.groupby(older, key=lambda entry: entry.size > 0):
             if is_delta:
                 entries = list(stretch)
                 self._place_gap(entries, goes_on=entries[0] is older[0])
             else:
                 self._past.extend(stretch)
+        for entry in older:
+            if isinstance(entry.event, _WHOLE):
+                objects.add(entry.event)
         for key, deltas in self._to_be_shown(older).items():
             for delta in joined(delta for _, delta in deltas):
-                self._objects.add(delta)
-            self._place_snapshot(key, *deltas[-1])
+                objects.add(delta)
+            self._place_snapshot(objects, key, *deltas[-1])
 
     def _end_of_older_half(self) -> int:
         """Where the recent events part, after a delta; the newest delta is beyond. They are counted off."""
@@ -182,16 +186,16 @@ class History:
                 deltas.pop(_key(entry.event), None)
         return deltas
 
-    def _place_snapshot(self, key: _Key, number: int, delta: DeltaEvent) -> None:
+    def _place_snapshot(self, objects: Snapshots, key: _Key, number: int, delta: DeltaEvent) -> None:
         """Show an object where its last delta stood; one of which only deltas are known cannot be shown."""
         snapshot: MessageEvent | RunStepEvent | None = None
         if isinstance(delta, MessageDeltaEvent):
-            message = self._objects.messages.get(delta.data.id)
+            message = objects.messages.get(delta.data.id)
             if message is not None:
                 run_id = delta.run_id or message.run_id
                 snapshot = MessageEvent(event="thread.message.in_progress", run_id=run_id, data=message)
         else:
-            step = self._objects.steps.get(delta.data.id)
+            step = objects.steps.get(delta.data.id)
             if step is not None:
                 run_id = delta.run_id or step.run_id or None
                 snapshot = RunStepEvent(event="thread.run.step.in_progress", run_id=run_id, data=step)

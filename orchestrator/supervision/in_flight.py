@@ -220,7 +220,7 @@ class InFlight:
         task = request.task = self._loop_thread.create_task(self._perform(request), name=name)
         self._requests[effect.number] = request
         # Not in the task itself: one that is cancelled before its first step never gets to a `finally`.
-        task.add_done_callback(lambda _: self._forget(request))
+        task.add_done_callback(partial(self._forget, request))
 
     @property
     def held_by(self) -> Holder | None:
@@ -257,7 +257,7 @@ class InFlight:
         else:
             request.task.cancel()
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: _Request, _: asyncio.Task[None]) -> None:
         request.ticket.leave()
         if self._requests.get(request.effect.number) is request:
             del self._requests[request.effect.number]
