@@ -40,11 +40,17 @@ _VALUES: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
 
 
 class Lean:
-    """Remembers the last run, step and message it saw. Not thread-safe."""
+    """Remembers the last run, step and message it saw. Not thread-safe.
 
-    __slots__ = ("_last", "_texts")
+    Args:
+        others: One for many runs, where the first object of a kind is compared with that of another run:
+            those of one assistant have instructions and tools in common.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_last", "_others", "_texts")
+
+    def __init__(self, others: Lean | None = None) -> None:
+        self._others = others
         self._last: dict[type, Any] = {}
         self._texts: dict[str, str] = {}
 
@@ -52,6 +58,9 @@ class Lean:
         """The same object, holding what the last one of its kind holds of it."""
         kind = type(seen)
         last = self._last.get(kind)
+        if last is None and self._others is not None:
+            self._last[kind] = self._others.whole(seen)
+            return cast("W", self._last[kind])
         if last is not None:
             fields, values = _FIELDS[kind], _VALUES[kind]
             pairs = zip(fields, values(last), values(seen))  # noqa: B905 - as many as there are fields
@@ -66,7 +75,9 @@ class Lean:
         kind = cast("Any", type(seen))
         if kind in _DELTAS:
             delta = cast("Any", seen.data)
-            data = type(delta)(id=self._text(delta.id), object=self._text(delta.object), raw=delta.raw)
+            # A copy: what is not one keeps all of the event's bytes.
+            raw = delta.raw.copy()
+            data = type(delta)(id=self._text(delta.id), object=self._text(delta.object), raw=raw)
             return cast("StreamEvent", kind(event=seen.event, data=data, run_id=run_id))
         if kind in _WHOLE:
             data = self.whole(cast("Any", seen.data))

@@ -95,12 +95,15 @@ class ThreadsBackend:
         client: Makes the requests, with the run's own credentials; it belongs to the actors' loop.
         heard: Told of every answer, on that loop, before what it means is reported. One that cannot be
             understood is not among them.
+        lean: Shared with the other runs, so that what all have in common is held once.
     """
 
-    def __init__(self, client: AsyncThreadsClient, *, heard: Callable[[Heard], object]) -> None:
+    def __init__(
+        self, client: AsyncThreadsClient, *, heard: Callable[[Heard], object], lean: Lean | None = None
+    ) -> None:
         self._client = client
         self._heard = heard
-        self._lean = Lean()
+        self._lean = Lean(lean)
 
     async def perform(self, effect: RequestEffect, report: Report) -> None:
         """Make one attempt; see `Backend.perform`."""

@@ -7,7 +7,6 @@ kept. It does not know what an effect is, nor what a journal does. Lives on the 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ class Barrier:
         self._may_act = may_act
         self._loop = loop
         self._recorded = self._kept = 0
-        self._held: deque[_Held] = deque()
+        self._held: list[_Held] = []
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -72,7 +71,7 @@ class Barrier:
     def take_back(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Forget what is held back and not wanted any more, and say what that was."""
         taken = [held.what for held in self._held if unwanted(held.what)]
-        self._held = deque(held for held in self._held if not unwanted(held.what))
+        self._held = [held for held in self._held if not unwanted(held.what)]
         return taken
 
     async def allowed(self) -> None:
@@ -94,4 +93,4 @@ class Barrier:
                     self._look.cancel()
                 self._look = self._loop.call_later(_LOOK_AGAIN_S, self._pass)
                 return
-            self._held.popleft().act()
+            self._held.pop(0).act()

@@ -70,7 +70,7 @@ class Commission:
             gate.hear(heard.status, heard.headers)
 
         backend = fleet.tool_checks.beside(
-            ThreadsBackend(self.client, heard=hear),
+            ThreadsBackend(self.client, heard=hear, lean=fleet.lean),
             check=self.check_tools,
             tools=self.tools,
             state=state,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pykka
 
+from orchestrator.protocol.lean import Lean
 from orchestrator.supervision.consumers import Consumers
 from orchestrator.supervision.draining import Draining
 from orchestrator.supervision.gate import Gates
@@ -50,6 +51,7 @@ class Fleet:
 
     Attributes:
         gates: Where requests wait for their turn at a server.
+        lean: What the runs have in common, held once.
         draining: Reads streams to their end that nobody needs any more.
         tool_checks: Compares assistants' functions with those here.
         resolver: The thread on which users' callbacks on a run's future run.
@@ -71,6 +73,7 @@ class Fleet:
         self.executor = executor
         self.journal = journal
         self.gates = Gates(limits, loop_thread)
+        self.lean = Lean()
         self.draining = Draining(loop_thread)
         self.tool_checks = ToolChecks(loop_thread)
         self.resolver = ThreadPool(1, "orchestrator-resolver")

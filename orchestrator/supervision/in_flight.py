@@ -7,7 +7,6 @@ actors' loop; only `start_tools` hands work to other threads, and the outcomes c
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -137,7 +136,8 @@ class InFlight:
         self._loop_thread = loop_thread
         self._tell: Report | None = None
         self._words: dict[type[Word], Word] = {}
-        self._answers: deque[Input] = deque()
+        # A list: few wait, and an empty deque takes as much memory as seventy of them.
+        self._answers: list[Input] = []
         self._requests: dict[int, _Request] = {}
         self._round = 0
         self._executions: dict[str, ToolExecution] = {}
@@ -202,7 +202,7 @@ class InFlight:
     def take(self, input: Input, /) -> None:  # noqa: A002 - the machine's own word
         """The actor handles this now, and nobody will be told it again: should it kill, it kills once."""
         if self._answers and self._answers[0] is input:
-            self._answers.popleft()
+            del self._answers[0]
 
     def run_seen(self, number: int | None) -> str | None:
         """The id of the run that a create showed, where the actor has not come to handle that."""

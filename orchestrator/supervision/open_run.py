@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ class OpenRun:
     actor: LoopActorRef[RunActor] | None = None
     coming: asyncio.TimerHandle | asyncio.Task[None] | None = None
     deferred: bool = False
-    deaths: deque[float] = field(default_factory=deque)
+    deaths: list[float] = field(default_factory=list)
     closing: int | None = None
 
     @property

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orchestrator.runs.request import require_patience
-
-if TYPE_CHECKING:
-    from collections import deque
 
 __all__ = ["RestartPolicy"]
 
@@ -33,7 +29,7 @@ class RestartPolicy:
         for name in ("max_restarts", "within_s", "backoff_s", "backoff_cap_s"):
             require_patience(name, getattr(self, name))
 
-    def pause_s(self, deaths: deque[float], now: float) -> float | None:
+    def pause_s(self, deaths: list[float], now: float) -> float | None:
         """Count one more death; return the seconds until the restart, or `None` when there is none.
 
         Args:
@@ -42,7 +38,7 @@ class RestartPolicy:
         """
         deaths.append(now)
         while deaths[0] < now - self.within_s:
-            deaths.popleft()
+            del deaths[0]
         if len(deaths) > self.max_restarts:
             return None
         return min(self.backoff_cap_s, self.backoff_s * 2.0 ** (len(deaths) - 1))
