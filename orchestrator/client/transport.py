@@ -139,6 +139,7 @@ _CARRIERS: Final = (
     "orchestrator.client.dialing",
     "orchestrator.client.http11",
     "orchestrator.client.pool",
+    "orchestrator.client.wire",
 )
 
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.client.dialing import Places
-from orchestrator.client.http11 import MAX_HEAD_BYTES, MAX_UNREAD_BYTES, DirectConnection
+from orchestrator.client.http11 import DirectConnection
+from orchestrator.client.wire import MAX_HEAD_BYTES, MAX_UNREAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
