@@ -1,7 +1,7 @@
 """One asyncio transport that carries HTTP/1.1: bytes go out, an answer comes in, and then perhaps the next.
 
-Owns the framing of answers (httptools parses them), the waiting with its time-outs, and back pressure. It says
-of what goes wrong what httpcore would say. It refuses to know what is sent and who asks.
+Owns the framing of answers (httptools parses them), the waiting with its time-outs, and back pressure. What
+goes wrong it says as httpcore would. It refuses to know what is sent and who asks.
 
 Imported on first use, because it imports httpcore.
 """
