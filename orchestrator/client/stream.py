@@ -88,7 +88,7 @@ class _Events:
         wants_more = True
         while wants_more and self.ready and not self.is_done:
             taken: list[StreamEvent] = []
-            while (event := self.pop()) is not None and len(taken) < MOST_AT_ONCE:
+            while len(taken) < MOST_AT_ONCE and (event := self.pop()) is not None:
                 taken.append(self.hand_out(event))
             wants_more = hear(taken)
         return wants_more and not self.is_done
@@ -187,6 +187,7 @@ class AsyncEventStream(_Stream):
         self._parts = answer.parts
         self._deliver = answer.deliver
         self._hear: Callable[[list[StreamEvent]], bool] | None = None
+        self._hearers_error: Exception | None = None
         self._close = answer.aclose
 
     @classmethod
@@ -228,6 +229,8 @@ class AsyncEventStream(_Stream):
         self._ended = True  # unless it goes on: what broke cannot be read on
         with self._translated:
             await self._deliver(self._forward_part)
+        if self._hearers_error is not None:
+            raise self._hearers_error
         if self._ended:
             self._events.end()
             self._events.hand_over(hear)
@@ -235,7 +238,11 @@ class AsyncEventStream(_Stream):
     def _forward_part(self, part: bytes) -> bool:
         self._events.feed(part)
         assert self._hear is not None
-        self._ended = self._events.hand_over(self._hear)
+        try:
+            self._ended = self._events.hand_over(self._hear)
+        except Exception as error:  # noqa: BLE001 - raised once nobody can take it for the transport's
+            self._hearers_error = error
+            return False
         return self._ended
 
     async def until_done(self) -> None:
