@@ -91,6 +91,11 @@ class Owned:
     server: str
     written: RunRecord
 
+    def copy(self) -> Owned:
+        """Another one that says the same."""
+        place = self.place
+        return Owned(Place(place.ordinal, place.epoch, place.seq), self.server, self.written)
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -287,7 +292,7 @@ class Batch:
         """The run as it is in this batch: a copy, so that the batch can fail."""
         if key not in self.changed:
             known = self.owned.get(key)
-            self.changed[key] = None if known is None else replace(known, place=replace(known.place))
+            self.changed[key] = None if known is None else known.copy()
         return self.changed[key]
 
     def _let_go(self, order: LetGo, row: Any) -> None:

@@ -6,8 +6,7 @@ dates them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.runs.record import Phase
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Happening", "calls_begun", "calls_ended", "changes", "ending", "submission"]
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
+class Happening(NamedTuple):
     """One line of a time line.
 
     Attributes:
