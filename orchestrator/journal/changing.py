@@ -109,11 +109,13 @@ class Changes:
         """The run's record was another one for a while: tell what happened."""
         for happening in changes(before, after):
             self.happen(place, happening)
-        numbers = {call.id: number for number, call in enumerate(after.calls)}
-        for call in calls_begun(before, after):
-            self._begun.append(self._begun_row(place, after, call, numbers[call.id]))
-        for result in calls_ended(before, after):
-            self._ended.append(self._ended_row(place, result, numbers.get(result.call_id, 0)))
+        begun, ended = calls_begun(before, after), calls_ended(before, after)
+        if begun or ended:
+            numbers = {call.id: number for number, call in enumerate(after.calls)}
+            for call in begun:
+                self._begun.append(self._begun_row(place, after, call, numbers[call.id]))
+            for result in ended:
+                self._ended.append(self._ended_row(place, result, numbers.get(result.call_id, 0)))
         submitted = submission(before, after)
         if submitted is not None:
             round_number, state = submitted

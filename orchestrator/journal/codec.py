@@ -8,6 +8,7 @@ of this process's monotonic one. Knows no tables and no database.
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -83,6 +84,7 @@ def _state_struct() -> type[Any]:
 
 _State: Final = _state_struct()
 _NAMES: Final = [field.name for field in _PLAIN if field.name not in ("deadline_at", "expires_at")]
+_kept_of: Final = attrgetter(*_NAMES)
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _sorted_encoder: Final = msgspec.msgpack.Encoder(order="sorted")
@@ -119,7 +121,7 @@ def encoded_record(record: RunRecord, offset_s: float) -> bytes:
         record: The record.
         offset_s: The database's clock minus this process's monotonic one.
     """
-    fields = {name: getattr(record, name) for name in _NAMES}
+    fields = dict(zip(_NAMES, _kept_of(record), strict=True))
     expires_at = None if record.expires_at is None else record.expires_at + offset_s
     failure = None if record.failure is None else _failure(record.failure)
     state = _State(
