@@ -275,8 +275,8 @@ class ToolExecution(Settling):
         if layer.is_async:
             self._create_task(self._execute_async(layer, invocation))
         else:
-            result = self._contextvars.run(call_sync, layer, invocation, self._workplace.max_output_bytes)
-            self._end(result)
+            # Not kept here: an error's traceback holds this frame, which would hold the error.
+            self._end(self._contextvars.run(call_sync, layer, invocation, self._workplace.max_output_bytes))
 
     def _leave(self) -> None:
         """Say that nothing of the user's runs for now."""
@@ -285,11 +285,10 @@ class ToolExecution(Settling):
 
     async def _execute_async(self, layer: Layer, invocation: Invocation) -> None:
         try:
-            result = await call_async(layer, invocation, self._workplace.max_output_bytes)
+            self._end(await call_async(layer, invocation, self._workplace.max_output_bytes))
         except KeyboardInterrupt as error:
             self._end(failed(error, self._workplace.max_output_bytes))
             raise
-        self._end(result)
 
     def _create_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         assert self._loop is not None

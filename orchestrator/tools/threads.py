@@ -42,6 +42,10 @@ class Job:
         self._pool.abandon(self)
 
 
+def _nothing() -> None:
+    """What is left to do of a job that is done: its function may be what holds the job."""
+
+
 class ThreadPool:
     """Does jobs in at most `limit` threads, in the order in which they came.
 
@@ -95,6 +99,8 @@ class ThreadPool:
                 self._stuck += 1
                 if self._jobs:
                     self._serve()
+            else:
+                job.function = _nothing
 
     def close(self, timeout_s: float) -> None:
         """End the threads once the queue is empty; wait at most `timeout_s` for them. Repeatable."""
@@ -159,6 +165,7 @@ class ThreadPool:
         with self._changed:
             job.running = False
             self._stuck -= job.abandoned
+            job.function = _nothing
 
 
 class ToolLoop:
