@@ -105,7 +105,15 @@ async def square(number: int) -> str:
     return str(number * number)
 
 
-def ours(base_url: str, runs: int, spread_s: float, *, watch: Any = "stream", journal: bool = False) -> Round:
+def ours(
+    base_url: str,
+    runs: int,
+    spread_s: float,
+    *,
+    watch: Any = "stream",
+    journal: bool = False,
+    collector: bool = True,
+) -> Round:
     """The orchestrator, as users get it: logs at info level to a file."""
     from orchestrator import Orchestrator, RunHandle
 
@@ -134,6 +142,8 @@ def ours(base_url: str, runs: int, spread_s: float, *, watch: Any = "stream", jo
             for handle in [start(number, "warm") for number in range(runs if not spread_s else 50)]:
                 handle.result(PATIENCE_S)
             before = resident_bytes()
+            if not collector:
+                gc.disable()
             clock = Clock(runs, spread_s)
             for number in range(runs):
                 wait_s = clock.wait_s(number)
@@ -359,6 +369,7 @@ CONTESTANTS: Final[dict[str, Callable[[str, int, float], Round]]] = {
     "floor": floor,
     "ours, streamed": ours,
     "ours, streamed, SQLite journal": lambda *wave: ours(*wave, journal=True),
+    "ours, streamed, collector off": lambda *wave: ours(*wave, collector=False),
     "ours, polled": lambda *wave: ours(*wave, watch="poll"),
     "AsyncOpenAI, streamed, aiohttp": lambda *wave: async_openai(*wave, aiohttp=True, stream=True),
     "AsyncOpenAI, polled, aiohttp": lambda *wave: async_openai(*wave, aiohttp=True, stream=False),

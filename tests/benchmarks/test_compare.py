@@ -39,6 +39,7 @@ def test_the_table_says_what_was_to_be_reached(waves: dict[str, dict[str, object
         "bursts": list(waves.values()),
         "swept": [waves[OURS]],
         "paced": paced,
+        "uncollected": paced[0],
         "most": [],
         "left_out": {"AsyncOpenAI, streamed, aiohttp": "httpx_aiohttp"},
         "cancel_p99_ms": 3.0,
