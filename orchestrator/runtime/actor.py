@@ -71,7 +71,7 @@ class _Flag(threading.Event):
             self._waited_for.set()
 
     def clear(self) -> None:
-        raise NotImplementedError("an actor that has stopped does not go on")
+        raise RuntimeError("an actor that has stopped does not go on")
 
     def wait(self, timeout: float | None = None) -> bool:
         if self._flag:
