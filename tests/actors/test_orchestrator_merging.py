@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,9 +51,9 @@ def test_slow_consumers_and_late_readers_get_merged_deltas_and_a_gap_and_everyth
     # One that comes late to its first events finds a gap there, and one more where it was held up.
     for told, most_gaps in ((slow, 2), (late, 1)):
         assert 1 <= sum(map(is_gap, told)) <= most_gaps
-        assert [
-            event.event for event in told if not (isinstance(event, MessageDeltaEvent) or is_gap(event))
-        ] == [
+        # Beside a gap stands the message as it was so far, unless a later event shows it as a whole.
+        names = [one.event for one in told if not (isinstance(one, MessageDeltaEvent) or is_gap(one))]
+        assert [name for name, _ in groupby(names)] == [
             "thread.run.created",
             "thread.run.queued",
             "thread.run.in_progress",
