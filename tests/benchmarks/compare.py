@@ -1,6 +1,6 @@
 """What a run costs, ours and our peers': one table, one file of figures, one picture.
 
-`python tests/benchmarks/compare.py` takes a quarter of an hour on two cores and needs the extra `bench`;
+`python tests/benchmarks/compare.py` takes twenty minutes on two cores and needs the extra `bench`;
 `--quick` takes two minutes. It prints the table, and writes `results/compare.json` and `results/compare.png`
 beside this file; `--table` prints the table of the figures that are there.
 
@@ -249,7 +249,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure, print and write; or print what was measured last."""
     parser = argparse.ArgumentParser(description="What a run costs, ours and our peers'.")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of a quarter of an hour")
+    parser.add_argument("--quick", action="store_true", help="two minutes instead of twenty")
     parser.add_argument("--table", action="store_true", help="print the figures that are there, and no more")
     asked = parser.parse_args()
     kept = RESULTS / "compare.json"
