@@ -118,7 +118,7 @@ def test_every_run_reaches_its_verdict_and_no_accepted_output_is_asked_for_again
     tmp_path: Path, database: Database
 ) -> None:
     runs = 200
-    workshop = Workshop(enough=runs + runs // 2)
+    workshop = Workshop(enough=runs)  # before the first of them come to their last words
     url = database if isinstance(database, str) else None
     citadel = Citadel(tmp_path, SCRIPT, url=url, log_level="info")
     with citadel.standing():
@@ -147,13 +147,12 @@ def test_every_run_reaches_its_verdict_and_no_accepted_output_is_asked_for_again
     assert at_work == []
     assert sorted(run["id"] for run in stored_runs) == sorted(str(one.run_id) for one in results.values())
     statuses = Counter(result.status for result in results.values())
-    # What was cut off is judged below; how much that is depends on how many speak at that moment.
-    assert statuses["completed"] >= runs // 2, statuses
+    assert statuses["completed"] >= runs * 0.8, statuses
     for tag, result in results.items():
         if result.status == "completed":
             assert result.text == f"done with {tag}: last of {tag}"
             assert [workshop.calls[tag, part] for part in PARTS] == [1, 1, 1]
-        else:  # cut off while the model said something
+        else:  # cut off while the model said something, which is not much of the time
             assert result.status == "failed"
             assert result.error is not None
             assert "restarted" in result.error.message
